@@ -63,7 +63,7 @@ def _row(line: str, place: str) -> list[float]:
 
 def _check(rows: list[list[float]], place: str) -> None:
     """Refuse the last of `rows` when a quantile table cannot go on with it."""
-    p, *lengths = rows[-1]
+    p = rows[-1][0]
     if len(rows) == 1 and p != 0.0:
         raise ValueError(f"{place}: p must start at 0, got {p:g}; add the row of the minimum")
     if len(rows) > 1 and p <= rows[-2][0]:

@@ -20,7 +20,9 @@ def test_a_shipped_table_is_a_quantile_function_with_its_source(name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "prompt", "output"), [("chat", 1155, 211), ("code", 2048, 28), ("reasoning", 90, 4497)], ids=["chat", "code", "reasoning"]
+    ("name", "prompt", "output"),
+    [("chat", 1155, 211), ("code", 2048, 28), ("reasoning", 90, 4497)],
+    ids=["chat", "code", "reasoning"],
 )
 def test_a_table_keeps_the_means_of_its_source(name: str, prompt: float, output: float) -> None:
     table = lengths.load(name)
