@@ -1,0 +1,121 @@
+"""Names, units and ranges of the settings in conf/agents and conf/tracking; the values stand in YAML.
+
+Imports nothing heavy, so that a slip is refused before a learner is loaded.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from settings import Range, SettingsError, Slip, did_you_mean, plain, read, show
+
+Share = Annotated[float, Range(0, 1, "share")]
+Level = Annotated[int, Range(0, 4, "")]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A learner of Stable-Baselines3: one policy shared by all providers."""
+
+    name: Literal["ppo", "maskable_ppo"]
+    networks: Annotated[int, Range(1, 65_536, "networks")]
+    steps: Annotated[int, Range(1, 10**12, "agent-steps")]
+    rollout: Annotated[int, Range(2, 65_536, "decisions")]  # one decision has no advantage to normalise
+    minibatch: Annotated[int, Range(2, 10**9, "rows")]
+    epochs: Annotated[int, Range(1, 1000, "")]
+    learning_rate: Annotated[float, Range(1e-9, 1, "")]
+    schedule: Literal["constant", "linear"]
+    gamma: Share
+    gae_lambda: Share
+    clip: Annotated[float, Range(1e-6, 1, "")]
+    ent_coef: Annotated[float, Range(0, 100, "")]
+    vf_coef: Annotated[float, Range(0, 100, "")]
+    max_grad_norm: Annotated[float, Range(1e-9, math.inf, "")]
+    hidden: tuple[Annotated[int, Range(1, 4096, "units")], ...]
+    torch_threads: Annotated[int, Range(1, 1024, "threads")]
+    checkpoint_every: Annotated[int, Range(1, 10**12, "agent-steps")]
+    time_limit_s: Annotated[float, Range(0.001, math.inf, "s")] | None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A policy or scheduler that is evaluated, never trained."""
+
+    name: Literal["single", "paper", "uniform", "paper_central", "central"]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same levels of market.action at every decision."""
+
+    name: Literal["fixed"]
+    accept: Level
+    forward: Level
+    commit: Level
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases."""
+
+    name: Literal["wandb"]
+    project: str
+    entity: str | None
+    mode: Literal["auto", "online", "offline", "disabled", "shared"]
+    group: str | None
+    tags: list[str]
+
+
+@dataclass(frozen=True)
+class LocalTracking:
+    """TensorBoard or CSV files in the run's folder, or nothing."""
+
+    name: Literal["tensorboard", "csv", "none"]
+
+
+Agents = Learner | Baseline | Fixed
+Tracking = Wandb | LocalTracking
+
+_AGENTS: dict[str, type[Agents]] = {
+    "ppo": Learner,
+    "maskable_ppo": Learner,
+    "single": Baseline,
+    "paper": Baseline,
+    "uniform": Baseline,
+    "paper_central": Baseline,
+    "central": Baseline,
+    "fixed": Fixed,
+}
+_TRACKING: dict[str, type[Tracking]] = {
+    "wandb": Wandb,
+    "tensorboard": LocalTracking,
+    "csv": LocalTracking,
+    "none": LocalTracking,
+}
+
+
+def read_agents(values: Any, place: str) -> Agents:
+    """Read one file of conf/agents; its `name` says which kind it is.
+
+    errors   SettingsError
+    """
+    return _read_named(_AGENTS, values, place)  # type: ignore[no-any-return]
+
+
+def read_tracking(values: Any, place: str) -> Tracking:
+    """Read one file of conf/tracking; its `name` says which kind it is.
+
+    errors   SettingsError
+    """
+    return _read_named(_TRACKING, values, place)  # type: ignore[no-any-return]
+
+
+def _read_named(kinds: Mapping[str, Any], values: Any, place: str) -> Any:
+    values = plain(values, place)
+    if not isinstance(values, Mapping):
+        raise SettingsError(Slip(place, "", f"must be a mapping, got {show(values)}"))
+    name = values.get("name")
+    if not isinstance(name, str) or name not in kinds:
+        raise SettingsError(Slip(place, "name", f"is {show(name)}; {did_you_mean(str(name), kinds)}"))
+    return read(kinds[name], values, place)
