@@ -150,7 +150,7 @@ def test_a_file_that_is_no_onnx_is_refused_even_when_its_card_vouches_for_it(wri
     [
         (
             lambda card: card["observation"].update(version=OBSERVATION_VERSION + 2),
-            f"observation.version is {OBSERVATION_VERSION + 2}, this build makes {OBSERVATION_VERSION}; retrain it or check out 1f2",
+            f"observation.version is {OBSERVATION_VERSION + 2}, this build makes {OBSERVATION_VERSION}; retrain it or check out",
         ),
         (lambda card: card["observation"]["names"].__setitem__(3, "warp"), r"observation.names\[3\] is warp, this build makes "),
         (
