@@ -1,0 +1,73 @@
+"""A training run on disk: plain arrays and JSON in one npz file, written whole or not at all, read without pickle.
+
+Knows nothing of what the arrays mean; agents/ppo.py packs and unpacks them.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.publish import write_whole
+
+FILE = "checkpoint.npz"
+VERSION = 1
+_FACTS = "facts.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used: not there, damaged, or of another run's shape."""
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    facts: Mapping[str, Any]  # JSON
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in one move: the former one stands until the new one is whole."""
+    facts = np.frombuffer(json.dumps({"version": VERSION, **checkpoint.facts}).encode(), np.uint8)
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **{_FACTS: facts, **checkpoint.arrays})
+    write_whole(path, content.getvalue())
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint, from its file or the run's folder that holds it.
+
+    errors   CheckpointError
+    """
+    file = path / FILE if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(
+            f"{path}: there is no checkpoint; a run writes {FILE} into its folder, the first after agents.checkpoint_every steps"
+        )
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        facts = json.loads(arrays.pop(_FACTS).tobytes())
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: is not a whole checkpoint ({error}); take an older one, or start anew without resume"
+        ) from error
+    if not isinstance(facts, dict) or facts.get("version") != VERSION:
+        found = facts.get("version") if isinstance(facts, dict) else facts
+        raise CheckpointError(f"{file}: has checkpoint version {found}, this build reads {VERSION}; start anew without resume")
+    return Checkpoint(arrays, facts)
+
+
+def below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Pick the arrays under `prefix/`, named without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in arrays.items() if name.startswith(f"{prefix}/")}
+
+
+def above(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Name arrays under `prefix/`: the reverse of `below`."""
+    return {f"{prefix}/{name}": value for name, value in arrays.items()}
