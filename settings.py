@@ -272,7 +272,7 @@ def _describe_number(kind: Any, limit: Limit) -> str:
     noun = "an integer" if kind is int else "a number"
     if limit is None:
         return noun
-    low, high = (f"{bound:g}" if abs(bound) < 1e6 else f"{bound:,.10g}".replace(",", "_") for bound in (limit.low, limit.high))
+    low, high = (f"{bound:g}" if abs(bound) < 1e6 or math.isinf(bound) else f"{bound:_.0f}" for bound in (limit.low, limit.high))
     if limit.unit == "share":
         return f"a share in [{low}, {high}]"
     unit = f" {limit.unit}" if limit.unit else ""
