@@ -72,6 +72,27 @@ class LearningProgress:
         self._stream.flush()
 
 
+class CountingProgress:
+    """A bar for `total` equal steps in a terminal, nothing elsewhere; a context manager."""
+
+    def __init__(self, name: str, total: int, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr
+        columns = (TextColumn(name), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(file=stream), transient=True, disable=not stream.isatty())
+        self._task = self._bar.add_task(name, total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """Count one step."""
+        self._bar.advance(self._task)
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

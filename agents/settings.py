@@ -115,7 +115,9 @@ def _read_named(kinds: Mapping[str, Any], values: Any, place: str) -> Any:
     values = plain(values, place)
     if not isinstance(values, Mapping):
         raise SettingsError(Slip(place, "", f"must be a mapping, got {show(values)}"))
-    name = values.get("name")
+    if "name" not in values:
+        raise SettingsError(Slip(place, "name", f"is missing; it must be one of {', '.join(kinds)}"))
+    name = values["name"]
     if not isinstance(name, str) or name not in kinds:
         raise SettingsError(Slip(place, "name", f"is {show(name)}; {did_you_mean(str(name), kinds)}"))
     return read(kinds[name], values, place)
