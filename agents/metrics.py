@@ -132,21 +132,22 @@ def measure_market(*, wealth: ArrayLike, rewards: ArrayLike, counters: Mapping[s
     }
 
 
-def attainment_curve(outcomes: np.ndarray, thresholds_s: ArrayLike, horizon_s: float) -> Array:
+def attainment_curve(outcomes: np.ndarray, thresholds: ArrayLike, horizon_s: float, *, relative: bool = False) -> Array:
     """Give the SLO attainment as a function of the SLO threshold; each threshold judges the requests due under it.
 
-    thresholds_s  (thresholds,), seconds
-    returns       (thresholds,) in [0, 1]
-    errors        ValueError when no request is due under one of them
+    thresholds  (thresholds,), seconds; with `relative`, multiples of each request's own SLO
+    returns     (thresholds,) in [0, 1]
+    errors      ValueError when no request is due under one of them
     """
     _check(outcomes, horizon_s)
     latency = np.where(outcomes["status"] == FINISHED, outcomes["latency_s"], np.inf)
     curve = []
-    for threshold in np.asarray(thresholds_s, np.float64):
-        inside = due(outcomes["arrival_s"], threshold, horizon_s)
+    for threshold in np.asarray(thresholds, np.float64):
+        limit = threshold * outcomes["slo_s"] if relative else np.full(len(outcomes), threshold)
+        inside = due(outcomes["arrival_s"], limit, horizon_s)
         if not inside.any():
-            raise ValueError(_nothing_due(len(outcomes), horizon_s, float(threshold)))
-        curve.append(float((latency[inside] <= threshold).mean()))
+            raise ValueError(_nothing_due(len(outcomes), horizon_s, float(threshold) if not relative else None))
+        curve.append(float((latency[inside] <= limit[inside]).mean()))
     return np.array(curve)
 
 
@@ -171,12 +172,6 @@ def gini(wealth: ArrayLike) -> float:
         return 0.0
     rank = np.arange(1, count + 1)
     return max(0.0, float(((2 * rank - count - 1) * owned).sum() / (count * total)))
-
-
-def price_of_anarchy(central_welfare: ArrayLike, market_welfare: ArrayLike) -> float:
-    """Divide the scheduler's welfare by the market's, both averaged over the same seeds; nan unless both are above 0."""
-    best, market = float(np.asarray(central_welfare).mean()), float(np.asarray(market_welfare).mean())
-    return best / market if best > 0 and market > 0 else math.nan
 
 
 def markdown() -> str:

@@ -186,7 +186,7 @@ class OnnxPolicy:
 def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
     """Find a policy by name or folder.
 
-    name_or_path  single, paper, paper_central, central, uniform, fixed:ACCEPT,FORWARD,COMMIT (levels 0..4), the name of a
+    name_or_path  single, paper, paper_central, central, uniform, fixed:ACCEPT-FORWARD-COMMIT (levels 0..4), the name of a
                   folder in policies_trained, or the path of a folder
     seed          of `uniform`
     errors        PolicyError for a name that is not known and for a folder that cannot be used
@@ -236,11 +236,11 @@ def _named(name: str, seed: int) -> Baseline:
 
 
 def _levels(text: str) -> list[int]:
-    """Read fixed:ACCEPT,FORWARD,COMMIT."""
-    parts = text.removeprefix("fixed").removeprefix(":").split(",")
+    """Read fixed:ACCEPT,FORWARD,COMMIT, or with dashes, which lists of names leave whole."""
+    parts = text.removeprefix("fixed").removeprefix(":").replace("-", ",").split(",")
     if not text.startswith("fixed:") or len(parts) != HEADS or not all(part.strip().isdecimal() for part in parts):
         raise PolicyError(
-            f"policies: {text} must be fixed:ACCEPT,FORWARD,COMMIT with levels in [0, {LEVELS - 1}], such as fixed:3,2,2"
+            f"policies: {text} must be fixed:ACCEPT-FORWARD-COMMIT with levels in [0, {LEVELS - 1}], such as fixed:3-2-2"
         )
     return [int(part) for part in parts]
 
@@ -248,7 +248,7 @@ def _levels(text: str) -> list[int]:
 def _did_you_mean(text: str) -> str:
     """Name the closest policy, or all."""
     trained = [path.parent.name for path in sorted(Path(FOLDER).glob(f"[!.]*/{CARD_FILE}"))]
-    known = [*KINDS, "fixed:3,2,2", *trained]
+    known = [*KINDS, "fixed:3-2-2", *trained]
     close = difflib.get_close_matches(Path(text).name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}, or give a folder"
 

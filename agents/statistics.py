@@ -107,6 +107,26 @@ def probability_of_improvement(
     return _percentiles(float(improvement(first, second)), draws, level)
 
 
+def ratio_of_means(
+    x: ArrayLike, y: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> Estimate | None:
+    """Estimate mean(x) / mean(y) over seeds that both have played; None unless both means are above 0 in every resample.
+
+    x, y    (seeds,), the same seeds
+    errors  as in `paired_difference`
+    """
+    first, second = _matrix(x, "x"), _matrix(y, "y")
+    if first.shape != second.shape or first.shape[1] != 1:
+        raise ValueError(
+            f"ratio_of_means: x and y must have shape (seeds,) and hold the same seeds, got {np.shape(x)} and {np.shape(y)}"
+        )
+    rows = np.random.default_rng(seed).integers(len(first), size=(resamples, len(first)))
+    over, under = first[rows, 0].mean(axis=1), second[rows, 0].mean(axis=1)
+    if min(over.min(), under.min(), first.mean(), second.mean()) <= 0:
+        return None
+    return _percentiles(float(first.mean() / second.mean()), over / under, level)
+
+
 class Profile(NamedTuple):
     """A performance profile: the share of scores above each threshold, and its interval."""
 

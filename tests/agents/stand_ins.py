@@ -1,15 +1,15 @@
 """Small policies on disk and a small market that stand in for trained ones and for the simulator."""
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from agents.policy import ACTION_LEVELS
-from market.action import ACTION_VERSION
-from market.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
+from market.action import ACTION_VERSION, MASK_SIZE
+from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, OBSERVATION_VERSION
 
 
 def linear_onnx(weight: np.ndarray, bias: np.ndarray, *, rows: str | int = "n", output: str = "logits") -> bytes:
@@ -36,3 +36,100 @@ def card_of(content: bytes) -> dict[str, Any]:
         "observation": {"version": OBSERVATION_VERSION, "names": list(OBSERVATION_NAMES)},
         "action": {"version": ACTION_VERSION, "levels": {head: list(levels) for head, levels in ACTION_LEVELS.items()}},
     }
+
+
+OUTCOME = np.dtype(
+    [
+        ("network", "i8"),
+        ("origin", "i8"),
+        ("executor", "i8"),
+        ("arrival_s", "f8"),
+        ("prompt_tokens", "i8"),
+        ("output_tokens", "i8"),
+        ("latency_s", "f8"),
+        ("ttft_s", "f8"),
+        ("slo_s", "f8"),
+        ("status", "i8"),
+        ("delegated", "i8"),
+    ]
+)
+
+
+class Scene(NamedTuple):
+    """What an evaluation reads of a scenario."""
+
+    name: str
+    horizon_s: float
+    control_s: float
+
+
+class SmallMarket:
+    """A market in which the mean accept level, the paper's rules and the schedulers each make requests faster by a fixed factor."""
+
+    def __init__(
+        self,
+        *,
+        networks: int,
+        seed: int,
+        dispatch: str,
+        providers: int = 3,
+        slos_s: tuple[float, ...] = (10.0,),
+        arrivals: int = 120,
+        first_arrival_s: float = 0.0,
+    ) -> None:
+        self.scenario = Scene("small", 40.0, 2.0)
+        self.networks, self.providers, self.steps_per_episode = networks, providers, 20
+        self.dispatch, self.brain, self.steps, self.level_sum = dispatch, "policy", 0, 0.0
+        self.observations = np.zeros((networks, providers, OBSERVATION_SIZE), np.float32)
+        self.masks = np.ones((networks, providers, MASK_SIZE), np.int8)
+        self.masks[:, 0, 5:10] = (1, 0, 0, 0, 0)  # provider 0 cannot forward
+        self.rewards = np.zeros((networks, providers))
+        self.luck = [np.random.default_rng((seed, n)) for n in range(networks)]
+        self._arrivals = np.concatenate([self._arrive(n, arrivals, slos_s, first_arrival_s) for n in range(networks)])
+
+    def _arrive(self, network: int, count: int, slos_s: tuple[float, ...], first_s: float) -> np.ndarray:
+        random, rows = self.luck[network], np.zeros(count, OUTCOME)
+        rows["network"] = network
+        rows["origin"] = random.integers(self.providers, size=count)
+        rows["arrival_s"] = np.sort(random.uniform(first_s, 38.0, count))
+        rows["output_tokens"] = random.integers(2, 50, count)
+        rows["slo_s"] = np.array(slos_s)[rows["origin"] % len(slos_s)]
+        rows["latency_s"] = random.uniform(0.8, 1.2) * rows["slo_s"] * random.gamma(2.0, 0.55, count)
+        return rows
+
+    def pin(self, brain: str) -> None:
+        assert self.steps == 0
+        self.brain = brain
+
+    def step(self, actions: np.ndarray) -> None:
+        assert self.steps < self.steps_per_episode, "an evaluation never plays past the end"
+        assert actions.shape == (self.networks, self.providers, 3) and actions.dtype == np.int64
+        at = actions + np.arange(0, MASK_SIZE, 5)
+        assert np.take_along_axis(self.masks, at, axis=2).all(), "a masked action was taken"
+        self.level_sum += float(actions[..., 0].mean())
+        self.steps += 1
+        self.rewards[:] = self.gain()
+
+    def gain(self) -> float:
+        """The share of the latency that policy and dispatch save."""
+        market = 0.1 if self.brain == "paper" else 0.1 * self.level_sum / max(self.steps, 1)
+        return {"market": market, "paper_central": 0.2, "central": 0.5}[self.dispatch]
+
+    def outcomes(self) -> np.ndarray:
+        rows = self._arrivals.copy()
+        rows["latency_s"] *= 1 - self.gain()
+        ended = rows["arrival_s"] + rows["latency_s"] <= self.scenario.horizon_s
+        rows["status"], rows["delegated"] = ended, self.brain == "paper"
+        rows["ttft_s"] = np.where(ended, 0.3 * rows["latency_s"], np.inf)
+        rows["latency_s"][~ended] = np.inf
+        return rows
+
+    def accounts(self) -> dict[str, np.ndarray]:
+        drift = np.arange(self.providers) * self.steps * self.gain()
+        credit = np.broadcast_to(100.0 + drift, (self.networks, self.providers)).copy()
+        return {"credit": credit, "stake": np.ones_like(credit), "wealth": credit + 1.0}
+
+    def counters(self) -> dict[str, np.ndarray]:
+        shape = (self.networks, self.providers)
+        received = np.full(shape, 4 if self.brain == "paper" else 0)
+        return {"offers_received": received, "offers_declined": received // 4, "duels_won": np.zeros(shape, np.int64)}

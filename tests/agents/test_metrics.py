@@ -6,25 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from stand_ins import OUTCOME
 
 from agents import metrics
 from agents.metrics import FAILED, FINISHED, UNFINISHED
 
-OUTCOME = np.dtype(
-    [
-        ("network", "i8"),
-        ("origin", "i8"),
-        ("executor", "i8"),
-        ("arrival_s", "f8"),
-        ("prompt_tokens", "i8"),
-        ("output_tokens", "i8"),
-        ("latency_s", "f8"),
-        ("ttft_s", "f8"),
-        ("slo_s", "f8"),
-        ("status", "i8"),
-        ("delegated", "i8"),
-    ]
-)
 HORIZON_S = 100.0
 INF = math.inf
 
@@ -178,11 +164,6 @@ def test_gini_is_zero_when_all_own_the_same_and_near_one_when_one_owns_all() -> 
         metrics.gini([1.0, -2.0])
 
 
-def test_the_price_of_anarchy_is_missing_when_a_welfare_is_not_above_zero() -> None:
-    assert metrics.price_of_anarchy([12.0, 8.0], [4.0, 6.0]) == 2.0
-    assert math.isnan(metrics.price_of_anarchy([12.0], [-1.0]))
-
-
 def test_the_latency_distribution_keeps_unanswered_requests_as_infinite() -> None:
     found = metrics.latencies(
         outcomes(request(0, 3.0), request(0, INF), request(0, 2.0, status=FAILED), request(99, 1.0)), HORIZON_S
@@ -248,6 +229,11 @@ def test_a_curve_at_one_threshold_is_the_attainment_at_that_threshold(rows: np.n
     assume(metrics.due(rows["arrival_s"], threshold, HORIZON_S).any())
     curve = metrics.attainment_curve(rows, [threshold], HORIZON_S)
     assert curve[0] == pytest.approx(metrics.measure(rows, horizon_s=HORIZON_S, threshold_s=threshold)["slo_attainment"])
+
+
+def test_a_relative_curve_judges_each_request_by_multiples_of_its_own_slo() -> None:
+    rows = outcomes(request(0, 15.0, slo_s=10.0), request(0, 25.0, slo_s=20.0), request(0, 90.0, slo_s=50.0))
+    assert metrics.attainment_curve(rows, [1.0, 1.25, 1.5, 2.0], HORIZON_S, relative=True) == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 @settings(max_examples=60, deadline=None)

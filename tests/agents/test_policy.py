@@ -213,6 +213,7 @@ def test_a_network_of_another_width_name_or_fixed_batch_is_refused(write_folder:
         ("central", "policy", "central"),
         ("uniform", "policy", "market"),
         ("fixed:3,2,1", "policy", "market"),
+        ("fixed:3-2-1", "policy", "market"),
     ],
 )
 def test_a_named_policy_says_what_steers_and_what_dispatches(name: str, brain: str, dispatch: str) -> None:
@@ -241,12 +242,12 @@ def test_a_trained_policy_is_found_by_folder_and_by_name(write_folder: WriteFold
         ("papr", "there is no papr; did you mean paper[?]"),
         ("centrl", "did you mean central[?]"),
         ("policies_trained/ppo_tny", "there is no policies_trained/ppo_tny; did you mean ppo_tiny[?]"),
-        ("zzz", "choose from single, paper, paper_central, central, uniform, fixed:3,2,2, ppo_tiny, or give a folder"),
+        ("zzz", "choose from single, paper, paper_central, central, uniform, fixed:3-2-2, ppo_tiny, or give a folder"),
         ("fixed:9,0,0", r"levels must be 3 integers in \[0, 4\] .*got \[9, 0, 0\]"),
-        ("fixed:1,2", "must be fixed:ACCEPT,FORWARD,COMMIT"),
-        ("fixed", "must be fixed:ACCEPT,FORWARD,COMMIT"),
-        ("fixed:a,b,c", "must be fixed:ACCEPT,FORWARD,COMMIT"),
-        ("fixed:-1,0,0", "must be fixed:ACCEPT,FORWARD,COMMIT"),
+        ("fixed:1,2", "must be fixed:ACCEPT-FORWARD-COMMIT"),
+        ("fixed", "must be fixed:ACCEPT-FORWARD-COMMIT"),
+        ("fixed:a,b,c", "must be fixed:ACCEPT-FORWARD-COMMIT"),
+        ("fixed:-1,0,0", "must be fixed:ACCEPT-FORWARD-COMMIT"),
     ],
 )
 def test_an_unknown_policy_is_refused_with_what_was_probably_meant(

@@ -113,6 +113,18 @@ def test_a_band_has_at_each_point_the_interquartile_mean_of_that_point() -> None
     assert (low <= point).all() and (point <= high).all()
 
 
+def test_a_ratio_of_means_keeps_the_pairs_of_seeds_together() -> None:
+    luck = np.linspace(1.0, 9.0, 10)
+    assert stats.ratio_of_means(2 * luck, luck) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_a_ratio_to_what_may_be_zero_or_less_is_no_number() -> None:
+    assert stats.ratio_of_means([1.0, 2.0], [-1.0, 3.0]) is None
+    assert stats.ratio_of_means([-1.0, -2.0], [1.0, 3.0]) is None
+    with pytest.raises(ValueError, match="the same seeds"):
+        stats.ratio_of_means([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
 def test_disjoint_intervals_share_no_value() -> None:
     assert stats.Estimate(1.0, 0.9, 1.1).disjoint(stats.Estimate(2.0, 1.2, 3.0))
     assert stats.Estimate(2.0, 1.2, 3.0).disjoint(stats.Estimate(1.0, 0.9, 1.1))
