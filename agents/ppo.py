@@ -65,7 +65,7 @@ def build(vec_env: VecEnv, settings: Learner, seed: int) -> Model:
     model: Model = kind(
         "MlpPolicy",
         vec_env,
-        learning_rate=start if settings.schedule == "constant" else lambda left: left * start,
+        learning_rate=start if settings.schedule == "constant" else lambda left: max(0.0, left) * start,
         n_steps=settings.rollout,
         batch_size=minibatch_rows(vec_env.num_envs * settings.rollout, settings.minibatch),
         n_epochs=settings.epochs,
