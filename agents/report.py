@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,9 +52,8 @@ def _attainment(axes: Axes, evaluation: Evaluation) -> None:
         point, low, high = band(played.curve)
         style = _style(evaluation, name)
         axes.plot(evaluation.thresholds, point, label=name, **style)
-        axes.fill_between(evaluation.thresholds, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.axvline(evaluation.slo, color=INK, linewidth=0.8, linestyle=":")
-    axes.annotate("SLO", (evaluation.slo, 0.02), (3, 0), "data", textcoords="offset points", color=INK, fontsize=9)
+        axes.fill_between(evaluation.thresholds, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    _mark_slo(axes, evaluation)
     axes.set_title("SLO attainment")
     axes.set_xlabel("SLO threshold (multiples of each request's SLO)" if evaluation.relative else "SLO threshold (s)")
     axes.set_ylabel("share of due requests (IQM of seeds, 95 % interval)")
@@ -68,8 +68,11 @@ def _latency(axes: Axes, evaluation: Evaluation) -> None:
         pooled = np.sort(np.concatenate(played.latencies_s))
         answered = pooled[np.isfinite(pooled)]
         share = np.arange(1, len(answered) + 1) / len(pooled)
-        axes.step(np.r_[0.0, answered], np.r_[0.0, share], where="post", **_style(evaluation, name))
+        end = len(answered) / len(pooled)
+        axes.step(np.r_[0.0, answered, evaluation.horizon_s], np.r_[0.0, share, end], where="post", **_style(evaluation, name))
         longest = max(longest, float(answered[-1]) if len(answered) else 0.0)
+    if not evaluation.relative:
+        _mark_slo(axes, evaluation)
     axes.set_title("Latency")
     axes.set_xlabel("arrival to last token (s)")
     axes.set_ylabel("share of due requests answered, all seeds")
@@ -95,6 +98,11 @@ def _wealth(axes: Axes, evaluation: Evaluation, played: Played) -> None:
         axes.annotate(f"{count} providers", (0.02, 0.95), xycoords="axes fraction", color=INK, fontsize=9)
 
 
+def _mark_slo(axes: Axes, evaluation: Evaluation) -> None:
+    axes.axvline(evaluation.slo, color=INK, linewidth=0.8, linestyle=":")
+    axes.annotate("SLO", (evaluation.slo, 0.02), (3, 0), "data", textcoords="offset points", color=INK, fontsize=9)
+
+
 def _protagonist(evaluation: Evaluation) -> Played:
     """The learned policy; without one, the paper's rules, or whatever was played last."""
     learned = [played for played in evaluation.played.values() if played.agent_steps is not None]
@@ -111,9 +119,9 @@ def _style(evaluation: Evaluation, name: str) -> dict[str, Any]:
 
 
 def _spread(count: int) -> list[Any]:
-    """Colours along cividis, which reads the same with any colour vision, without its palest end."""
-    from matplotlib import colormaps
-
+    """Colours for providers: apart from each other while they have a legend, then along cividis without its palest end."""
+    if count <= LEGEND_MOST:
+        return ["black", BLUE, SKY, GREEN, ORANGE, RED, PURPLE, "#888888"][:count]
     return [colormaps["cividis"](value) for value in np.linspace(0.0, 0.88, count)]
 
 

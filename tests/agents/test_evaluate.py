@@ -179,3 +179,14 @@ def test_a_slip_on_the_command_line_is_refused_by_name(
     said = capsys.readouterr().err
     assert all(text in said for text in texts), said
     assert "Traceback" not in said
+
+
+def test_the_command_line_plays_a_scenario_and_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["env=wwwserve", "policies=[single,central,fixed:3-2-2]", "seeds=2", f"output={tmp_path / 'x'}"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "fixed:3-2-2 against single, seed by seed: attainment" in said and f"wrote {tmp_path / 'x' / 'report.png'}" in said
+    found = json.loads((tmp_path / "x" / "evaluation.json").read_text())
+    assert found["scenario"] == "wwwserve" and found["config"]["env"]["name"] == "wwwserve"
+    assert found["policies"]["single"]["summary"]["delegated_share"] == [0, 0, 0]
+    assert found["policies"]["central"]["summary"]["delegated_share"][0] > 0
