@@ -1,0 +1,273 @@
+"""The records of an engine, and who decodes in it: who finishes next, who was admitted last, which KV blocks they take.
+
+Knows nothing of time or cost: `market.serving` says when an iteration ends.
+source   vLLM V1 scheduler: 16-token blocks, recompute preemption of the last running, back to the head of the waiting ones
+"""
+
+import math
+
+from market.rule import layout, rule
+
+BLOCK_SHIFT = 4
+BLOCK_TOKENS = 1 << BLOCK_SHIFT
+NEVER = math.inf
+NONE = -1
+
+PROFILE = layout(
+    a_s=float,  # s, floor of an iteration (memory bound: weights read once)
+    a2_s=float,  # s, fixed part of a compute-bound iteration
+    b_s=float,  # s per token that an iteration computes (prefill and decode)
+    c_s=float,  # s per decoding request
+    d_s=float,  # s per KV token that decoding requests attend to
+    e_s=float,  # s added to an iteration with any prefill
+    q_s=float,  # s per (prefill token x context token): attention inside prefill
+    h_s=float,  # s per request outside the engine (HTTP, tokeniser)
+    kv_blocks=int,  # 16-token KV blocks
+    max_num_seqs=int,  # requests running at once
+    max_num_batched_tokens=int,  # tokens an iteration may compute; >= max_num_seqs
+    quality=float,  # answer quality, arbitrary units; only differences matter (duels)
+)
+
+SLOTS = 256
+"""Most requests that any engine can run at once (capacity of the finish heap)."""
+
+ENGINE = layout(
+    clock_s=float,  # start of the next iteration = end of the last one committed
+    iteration=int,  # iterations committed
+    admissions=int,  # requests admitted so far: their order is the order of preemption
+    running=int,  # decoding requests = size of the finish heap
+    newest=int,  # decoding request admitted last, or NONE; linked back to the oldest
+    kv_tokens=int,  # KV tokens that decoding requests hold
+    blocks_used=int,  # KV blocks held by all admitted requests
+    due_tokens=int,  # forecast output tokens still to come from decoding requests
+    executed_tokens=int,  # tokens computed so far, prefill and decode
+    partial=int,  # request whose prefill is under way, or NONE
+    waiting=int,  # requests handed to the engine, not yet admitted
+    waiting_head=int,
+    waiting_tail=int,
+    waiting_prompt=int,  # tokens
+    waiting_output=int,  # tokens, forecast
+    done_head=int,  # finished and not yet collected, in order of finishing
+    done_tail=int,
+    heap=(int, SLOTS),  # decoding requests by (finish_iteration, order)
+    sure_steps=int,  # coming iterations known to do nothing but decode; 0 = not worked out
+    below=(int, BLOCK_TOKENS + 1),  # [k]: decoding requests with r < k, where iterations -r (mod 16) take a new block for them
+)
+
+REQUEST = layout(
+    prompt_tokens=int,
+    output_tokens=int,  # truth; no forecast may read it
+    forecast_tokens=int,  # what a node believes output_tokens to be
+    generated=int,  # output tokens made before the last admission
+    prefill_left=int,  # tokens of prompt (and of answer, after preemption) still to compute
+    context=int,  # tokens in the KV cache when decoding began
+    joined=int,  # iteration after which decoding began
+    finish_iteration=int,
+    order=int,  # admission number
+    next=int,  # link in whichever queue the request stands in, or to the decoding request admitted after it
+    before=int,  # decoding request admitted before it
+    preemptions=int,
+    first_token_s=float,  # NEVER until known
+    finish_s=float,  # NEVER until known
+)
+
+
+@rule
+def blocks_for(tokens):
+    """KV blocks that hold `tokens` tokens."""
+    return (tokens + BLOCK_TOKENS - 1) >> BLOCK_SHIFT
+
+
+@rule
+def open_engine(engine, now):
+    """Empty an engine, in place; its clock starts at `now` (s)."""
+    engine.clock_s = now
+    engine.iteration = 0
+    engine.admissions = 0
+    engine.running = 0
+    engine.newest = NONE
+    engine.kv_tokens = 0
+    engine.blocks_used = 0
+    engine.due_tokens = 0
+    engine.partial = NONE
+    engine.waiting = 0
+    engine.waiting_head = NONE
+    engine.waiting_tail = NONE
+    engine.waiting_prompt = 0
+    engine.waiting_output = 0
+    engine.done_head = NONE
+    engine.done_tail = NONE
+    engine.sure_steps = 0
+    for k in range(BLOCK_TOKENS + 1):
+        engine.below[k] = 0
+
+
+@rule
+def still_forecast(request):
+    """Output tokens that a waiting request is believed to need still, at least one."""
+    return max(request.forecast_tokens - request.generated, 1)
+
+
+@rule
+def _before(requests, left, right):
+    """Whether heap entry `left` finishes before `right`."""
+    a = requests[left]
+    b = requests[right]
+    return a.finish_iteration < b.finish_iteration or (a.finish_iteration == b.finish_iteration and a.order < b.order)
+
+
+@rule
+def _sift_up(engine, requests, place):
+    heap = engine.heap
+    entry = heap[place]
+    while place > 0:
+        parent = (place - 1) >> 1
+        if not _before(requests, entry, heap[parent]):
+            break
+        heap[place] = heap[parent]
+        place = parent
+    heap[place] = entry
+
+
+@rule
+def _sift_down(engine, requests, place):
+    heap = engine.heap
+    size = engine.running
+    entry = heap[place]
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        if child + 1 < size and _before(requests, heap[child + 1], heap[child]):
+            child += 1
+        if not _before(requests, heap[child], entry):
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = entry
+
+
+@rule
+def _count_below(engine, request, change):
+    """Count a request in (`change` 1) or out (-1) of `engine.below`."""
+    below = engine.below
+    for k in range(((request.context - request.joined) & (BLOCK_TOKENS - 1)) + 1, BLOCK_TOKENS + 1):
+        below[k] += change
+
+
+@rule
+def blocks_taken(engine, steps):
+    """New blocks that the next `steps` iterations take in all, if they only decode.
+
+    method   16 iterations in a row take one block a request; the rest are counted as a difference of two sums
+    """
+    last = -engine.iteration & (BLOCK_TOKENS - 1)
+    first = last - (steps & (BLOCK_TOKENS - 1))
+    whole = steps >> BLOCK_SHIFT
+    if first < -1:
+        whole += 1
+        first += BLOCK_TOKENS
+    return whole * engine.running + engine.below[last + 1] - engine.below[first + 1]
+
+
+@rule
+def _leave(engine, requests, place):
+    """Take the decoding request at heap `place` out of the batch and free its blocks; returns its generated tokens."""
+    index = engine.heap[place]
+    request = requests[index]
+    steps = engine.iteration - request.joined
+    context = request.context + steps
+    generated = request.generated + 1 + steps
+    engine.kv_tokens -= context
+    engine.blocks_used -= blocks_for(context)
+    engine.due_tokens -= request.forecast_tokens - generated
+    _count_below(engine, request, -1)
+    if request.next == NONE:
+        engine.newest = request.before
+    else:
+        requests[request.next].before = request.before
+    if request.before != NONE:
+        requests[request.before].next = request.next
+    engine.running -= 1
+    if place < engine.running:
+        engine.heap[place] = engine.heap[engine.running]
+        _sift_down(engine, requests, place)
+        _sift_up(engine, requests, place)
+    return generated
+
+
+@rule
+def _finish(engine, requests, index):
+    """Append a request to the finished ones, at the engine's clock."""
+    request = requests[index]
+    request.finish_s = engine.clock_s
+    request.next = NONE
+    if engine.done_head == NONE:
+        engine.done_head = index
+    else:
+        requests[engine.done_tail].next = index
+    engine.done_tail = index
+
+
+@rule
+def finish_due(engine, requests):
+    """Finish every decoding request whose last token came with the iteration just committed."""
+    while engine.running > 0 and requests[engine.heap[0]].finish_iteration <= engine.iteration:
+        index = engine.heap[0]
+        requests[index].generated = _leave(engine, requests, 0)
+        _finish(engine, requests, index)
+
+
+@rule
+def join(engine, requests, index, context):
+    """Begin to decode a request whose prefill ended with the iteration just committed: its first token is out."""
+    request = requests[index]
+    request.context = context
+    request.joined = engine.iteration
+    request.finish_iteration = engine.iteration + request.output_tokens - request.generated - 1
+    if request.generated == 0:
+        request.first_token_s = engine.clock_s
+    request.before = engine.newest
+    request.next = NONE
+    if engine.newest != NONE:
+        requests[engine.newest].next = index
+    engine.newest = index
+    engine.heap[engine.running] = index
+    engine.running += 1
+    engine.kv_tokens += context
+    engine.due_tokens += request.forecast_tokens - request.generated - 1
+    _count_below(engine, request, 1)
+    _sift_up(engine, requests, engine.running - 1)
+
+
+@rule
+def _requeue(engine, requests, index, generated):
+    """Put a preempted request back at the head of the waiting ones: all its tokens are computed again."""
+    request = requests[index]
+    request.generated = generated
+    request.prefill_left = request.prompt_tokens + generated
+    request.preemptions += 1
+    request.next = engine.waiting_head
+    if engine.waiting == 0:
+        engine.waiting_tail = index
+    engine.waiting_head = index
+    engine.waiting += 1
+    engine.waiting_prompt += request.prefill_left
+    engine.waiting_output += still_forecast(request)
+
+
+@rule
+def preempt_last(engine, requests):
+    """Preempt the request admitted last; a prefill under way is always the last."""
+    if engine.partial != NONE:
+        index = engine.partial
+        request = requests[index]
+        engine.partial = NONE
+        engine.blocks_used -= blocks_for(request.prompt_tokens + request.generated)
+        _requeue(engine, requests, index, request.generated)
+        return
+    index = engine.newest
+    place = 0
+    while engine.heap[place] != index:
+        place += 1
+    _requeue(engine, requests, index, _leave(engine, requests, place))
