@@ -112,18 +112,29 @@ class LevelsPolicy:
         return np.where(possible, wanted, allowed.argmax(axis=2))
 
 
+class _Draws:
+    """Random numbers of which row i of call k is the same however many rows are asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._call = seed, 0
+
+    def __next__(self) -> np.random.Generator:
+        self._call += 1
+        return np.random.default_rng((self._seed, self._call))
+
+
 class UniformPolicy:
     """Every possible level with the same chance, each head on its own."""
 
     def __init__(self, seed: int) -> None:
-        """Take the seed of the draws; two policies of one seed, asked the same, answer the same."""
+        """Take the seed of the draws; two policies of one seed, asked the same, answer the same, row by row."""
         self.name = "uniform"
-        self._random = np.random.default_rng(seed)
+        self._draws = _Draws(seed)
 
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Actions:
         """See Policy.act; drawn at random."""
         allowed = _allowed(mask, len(observation))
-        return _best(self._random.random(allowed.shape), allowed)
+        return _best(next(self._draws).random(allowed.shape), allowed)
 
 
 class OnnxPolicy:
@@ -139,7 +150,7 @@ class OnnxPolicy:
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
         self.card = read_card(self.folder)
-        self._random = None if sample_seed is None else np.random.default_rng(sample_seed)
+        self._draws = None if sample_seed is None else _Draws(sample_seed)
         self._session = _open(self.folder / POLICY_FILE, self.card)
         self._probe()
 
@@ -170,11 +181,10 @@ class OnnxPolicy:
         logits = self.logits(observation)
         allowed = _allowed(mask, len(logits))
         score = logits.reshape(-1, HEADS, LEVELS)
-        if self._random is None:
+        if self._draws is None:
             return _best(score, allowed)
-        return _best(
-            score + self._random.gumbel(size=score.shape), allowed
-        )  # the greatest after Gumbel noise is a draw of the softmax
+        noise = next(self._draws).gumbel(size=score.shape)  # the greatest score after Gumbel noise is a draw of the softmax
+        return _best(score + noise, allowed)
 
     def _probe(self) -> None:
         """Ask at the corners of the observation space, where a weight that is not a number shows."""

@@ -79,7 +79,8 @@ class SmallMarket:
     ) -> None:
         self.scenario = Scene("small", 40.0, 2.0)
         self.networks, self.providers, self.steps_per_episode = networks, providers, 20
-        self.dispatch, self.brain, self.steps, self.level_sum = dispatch, "policy", 0, 0.0
+        self.dispatch, self.brain, self.steps = dispatch, "policy", 0
+        self.level_sum = np.zeros(networks)
         self.observations = np.zeros((networks, providers, OBSERVATION_SIZE), np.float32)
         self.masks = np.ones((networks, providers, MASK_SIZE), np.int8)
         self.masks[:, 0, 5:10] = (1, 0, 0, 0, 0)  # provider 0 cannot forward
@@ -106,18 +107,20 @@ class SmallMarket:
         assert actions.shape == (self.networks, self.providers, 3) and actions.dtype == np.int64
         at = actions + np.arange(0, MASK_SIZE, 5)
         assert np.take_along_axis(self.masks, at, axis=2).all(), "a masked action was taken"
-        self.level_sum += float(actions[..., 0].mean())
+        self.level_sum += actions[..., 0].mean(axis=1)
         self.steps += 1
-        self.rewards[:] = self.gain()
+        self.rewards[:] = self.gain()[:, None]
 
-    def gain(self) -> float:
-        """The share of the latency that policy and dispatch save."""
-        market = 0.1 if self.brain == "paper" else 0.1 * self.level_sum / max(self.steps, 1)
-        return {"market": market, "paper_central": 0.2, "central": 0.5}[self.dispatch]
+    def gain(self) -> np.ndarray:
+        """The share of the latency that policy and dispatch save, (networks,)."""
+        market = np.full(self.networks, 0.1) if self.brain == "paper" else 0.1 * self.level_sum / max(self.steps, 1)
+        return (
+            market if self.dispatch == "market" else np.full(self.networks, {"paper_central": 0.2, "central": 0.5}[self.dispatch])
+        )
 
     def outcomes(self) -> np.ndarray:
         rows = self._arrivals.copy()
-        rows["latency_s"] *= 1 - self.gain()
+        rows["latency_s"] *= 1 - self.gain()[rows["network"]]
         ended = rows["arrival_s"] + rows["latency_s"] <= self.scenario.horizon_s
         rows["status"], rows["delegated"] = ended, self.brain == "paper"
         rows["ttft_s"] = np.where(ended, 0.3 * rows["latency_s"], np.inf)
@@ -125,8 +128,7 @@ class SmallMarket:
         return rows
 
     def accounts(self) -> dict[str, np.ndarray]:
-        drift = np.arange(self.providers) * self.steps * self.gain()
-        credit = np.broadcast_to(100.0 + drift, (self.networks, self.providers)).copy()
+        credit = 100.0 + self.steps * self.gain()[:, None] * np.arange(self.providers)
         return {"credit": credit, "stake": np.ones_like(credit), "wealth": credit + 1.0}
 
     def counters(self) -> dict[str, np.ndarray]:

@@ -43,7 +43,7 @@ def test_all_policies_meet_the_same_requests() -> None:
 
 
 def test_a_seed_has_the_same_scores_however_many_are_played_beside_it() -> None:
-    few, many = play("single", "paper", seeds=3), play("single", "paper", seeds=8)
+    few, many = (play("single", "paper", "uniform", seeds=seeds) for seeds in (3, 8))
     for name in few.played:
         for metric, values in few.played[name].metrics.items():
             assert np.array_equal(values, many.played[name].metrics[metric][:3], equal_nan=True)

@@ -91,6 +91,15 @@ def test_uniform_draws_every_possible_level_equally_often_and_repeats_with_its_s
     assert np.bincount(first[:, 1], minlength=5) / 20_000 == pytest.approx([0.25, 0.25, 0.0, 0.25, 0.25], abs=0.02)
 
 
+def test_a_row_draws_the_same_however_many_rows_are_asked_for(write_folder: WriteFolder) -> None:
+    folder, rows = write_folder(), observations(9)
+    few: list[Policy] = [UniformPolicy(3), OnnxPolicy(folder, sample_seed=3)]
+    many: list[Policy] = [UniformPolicy(3), OnnxPolicy(folder, sample_seed=3)]
+    for policy, other in zip(few, many, strict=True):
+        for _ in range(5):
+            assert (policy.act(rows[:2], masks(9)[:2]) == other.act(rows, masks(9))[:2]).all()
+
+
 def test_a_fixed_level_that_is_masked_becomes_idle() -> None:
     mask = np.ones((2, MASK_SIZE), np.int8)
     mask[1, 6:10] = 0  # no credit: cannot forward
