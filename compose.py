@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -52,20 +55,26 @@ def compose(overrides: Sequence[str] = (), config: str = "config", conf: Path = 
 
 
 def compose_each(
-    overrides: Sequence[str], config: str = "config", conf: Path = CONF, *, multirun: bool, searchpath: Sequence[str] = ()
+    overrides: Sequence[str], config: str = "config", conf: Path = CONF, *, multirun: bool, more: Path | None = None
 ) -> Iterator[Composed]:
     """Compose the configs of a multirun: the first of all choices, then each other choice once, beside the first of the rest.
 
+    more     a second folder of groups and files
     errors   SettingsError
     """
-    extra = [f"hydra.searchpath=[{','.join(searchpath)}]"] if searchpath else []
+    if more and not more.is_dir():
+        raise SettingsError(Slip(SPOKEN, "--config-dir", f"must be a folder, got {more}"))
+    version.setbase("1.3")
     was = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    searchpath = create_config_search_path(str(conf.resolve()))
+    if more:
+        searchpath.prepend("command-line", f"file://{more.resolve()}", SearchPathQuery(provider="schema"))
     try:
-        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-            parsed = _parse(overrides, multirun, GlobalHydra.instance().config_loader())
-            for job in _jobs(parsed, multirun):
-                yield _compose_one(job, extra, config)
+        Hydra.create_main_hydra2("compose", searchpath)
+        parsed = _parse(overrides, multirun, GlobalHydra.instance().config_loader())
+        for job in _jobs(parsed, multirun):
+            yield _compose_one(job, config, [folder for folder in (conf, more) if folder])
     finally:
         GlobalHydra.instance().hydra = was
 
@@ -167,9 +176,9 @@ def _jobs(parsed: Sequence[Override], multirun: bool) -> Iterator[list[Override 
             yield [(other, value if j == i else choices[j][0]) for j, other in enumerate(parsed)]
 
 
-def _compose_one(job: Sequence[Any], extra: Sequence[str], config: str) -> Composed:
+def _compose_one(job: Sequence[Any], config: str, folders: Sequence[Path]) -> Composed:
     """Compose one run; keys are added by force, so that the type which reads them can refuse an unknown one by name."""
-    lines, spoken = list(extra), set()
+    lines, spoken = [], set()
     loader = GlobalHydra.instance().config_loader()
     for override, choice in job:
         text = override.input_line or ""
@@ -184,11 +193,17 @@ def _compose_one(job: Sequence[Any], extra: Sequence[str], config: str) -> Compo
         values = hydra_compose(config, lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_hydra_slip(error, config)) from error
-    files = {group: f"conf/{group}/{option}.yaml" for group, option in values.hydra.runtime.choices.items() if "hydra" not in group}
+    files = {group: _file(group, option, folders) for group, option in values.hydra.runtime.choices.items() if "hydra" not in group}
     with open_dict(values):
         del values["hydra"]
     OmegaConf.set_struct(values, False)
     return Composed(values, files, frozenset(spoken))
+
+
+def _file(group: str, option: str, folders: Sequence[Path]) -> str:
+    """Name the file of an option as a user would."""
+    found = next((folder for folder in folders if (folder / group / f"{option}.yaml").exists()), CONF)
+    return f"{found.name if found == CONF else found}/{group}/{option}.yaml"
 
 
 def _hydra_slip(error: Exception, config: str) -> Slip:

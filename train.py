@@ -144,9 +144,8 @@ def check_command_line(arguments: Any, overrides: Sequence[str]) -> None:
     errors   SettingsError with the slips of the first run that has any
     """
     conf = Path(arguments.config_path) if arguments.config_path else CONF
-    searchpath = [f"file://{Path(arguments.config_dir).resolve()}"] if arguments.config_dir else []
-    name = arguments.config_name or "config"
-    for composed in compose_each(overrides, name, conf, multirun=arguments.multirun, searchpath=searchpath):
+    more = Path(arguments.config_dir) if arguments.config_dir else None
+    for composed in compose_each(overrides, arguments.config_name or "config", conf, multirun=arguments.multirun, more=more):
         try:
             check(composed.values, composed.files)
         except SettingsError as error:
@@ -330,7 +329,7 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
         source=source(),
         agent_steps=trained.steps,
         wall_s=trained.wall_s,
-        wandb=tracker.where if tracker.id else None,
+        wandb=tracker.where if tracker.where and tracker.where.startswith("http") else tracker.id,
         command=_command(plan),
         scores={},
     )
@@ -341,7 +340,8 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
 def _command(plan: Plan) -> str:
     """Write the command that makes this run again."""
     if HydraConfig.initialized():
-        return shlex.join(["python", "train.py", *HydraConfig.get().overrides.task])
+        words = HydraConfig.get().overrides.task
+        return shlex.join(["python", "train.py", *(word for word in words if not word.startswith("resume="))])
     return f"python train.py env={plan.scenario.name} agents={plan.agents.name} seed={plan.top.seed}  # with the config below"
 
 
@@ -371,7 +371,10 @@ def _evaluate(plan: Plan, subject: "Baseline") -> "Evaluation":
 
     with CountingProgress("evaluate", steps) as progress:
         seeds = plan.top.eval_seeds, plan.top.eval_first_seed
-        return evaluate(make, [subject, *others], *seeds, on_step=progress.advance)
+        try:
+            return evaluate(make, [subject, *others], *seeds, on_step=progress.advance)
+        except ValueError as error:  # no request is due within the horizon
+            raise SettingsError(Slip(f"conf/env/{plan.scenario.name}.yaml", "", str(error))) from error
 
 
 def _report(plan: Plan, evaluation: "Evaluation", subject: "Baseline", folder: Path, tracker: "Tracker", steps: int) -> None:
@@ -392,4 +395,6 @@ def _report(plan: Plan, evaluation: "Evaluation", subject: "Baseline", folder: P
 
 
 if __name__ == "__main__":
-    main()
+    from train import main as importable  # what lives in __main__ reaches the processes of a parallel multirun as a broken copy
+
+    importable()

@@ -219,16 +219,8 @@ class _Iterations(BaseCallback):
         self._over = limit_s is not None and now_s - self._began_s >= limit_s
         if last or self._over or self.steps - self._saved_at >= self._settings.checkpoint_every:
             self._saved_at = self.steps
-            disk.write(
-                self.path,
-                pack(
-                    self.model,
-                    self.training_env,
-                    self._settings,
-                    self.wall_s,
-                    self._tracker.id,
-                ),
-            )  # type: ignore[arg-type]
+            model: Any = self.model  # SB3 declares less than this is
+            disk.write(self.path, pack(model, self.training_env, self._settings, self.wall_s, self._tracker.id))
         self._counted, self._iteration_began_s = self.steps, now_s
         self._sums = {}
 
