@@ -1,0 +1,107 @@
+"""What travels back: acceptances, answers and votes reach the origin; work that a crash has swallowed returns to it."""
+
+from envs.wwwserve.answers import answer, fail_and_free
+from envs.wwwserve.duels import begin_duel, is_open, on_answer, on_vote
+from envs.wwwserve.offers import dispatch
+from envs.wwwserve.pool import chance, free_slot
+from envs.wwwserve.serve import put
+from envs.wwwserve.state import COPY, JUDGE, LOST, MARKET, NONE, USER
+from market import gossip, ledger, provider
+from market.rule import rule
+
+
+@rule
+def on_accepted(w, n, r, now):
+    """Peer's acceptance reaches the origin: remember it, and duel the request by chance."""
+    request = w.request[r]
+    p = request.origin
+    g = n * w.setting[0].providers + p
+    if request.kind != USER:
+        return
+    provider.note_offer(w.node[g], 1)
+    rate = w.terms[0].duel_rate
+    if rate > 0.0 and w.node[g].online == 1 and chance(w, n, p, MARKET) < rate:
+        begin_duel(w, n, r, now)
+
+
+@rule
+def _pay(w, n, p, q, held):
+    """Pay executor q of provider p's work what was set aside for it."""
+    first = n * w.setting[0].providers
+    ledger.settle(w.account, first + p, first + q, held, held)
+    w.node[first + p].spend_micro += held
+    w.node[first + q].income_micro += held
+    w.node[first + p].away -= 1
+
+
+@rule
+def on_result(w, n, r, q, now):
+    """An answer, or a vote, by executor q reaches the origin: it is paid, and the user or the duel gets it."""
+    request = w.request[r]
+    p = request.origin
+    node = w.node[n * w.setting[0].providers + p]
+    _pay(w, n, p, q, request.held_micro)
+    first_token_s = now - request.finish_s + request.first_token_s
+    if request.kind == JUDGE:
+        on_vote(w, n, r, now)
+    elif request.kind == COPY:
+        twin = w.duel[request.duel].request if is_open(w, request.duel, request.generation) else NONE
+        if twin != NONE and node.online == 1:
+            answer(w, n, twin, q, now, first_token_s)
+        on_answer(w, n, r, now)
+    elif node.online == 1:
+        provider.note_delegated(node, now - request.arrival_s)
+        answer(w, n, r, q, now, first_token_s)
+        on_answer(w, n, r, now)
+    else:
+        fail_and_free(w, n, r)
+        return
+    free_slot(w, n, r)
+
+
+@rule
+def on_assigned(w, n, r, q, now):
+    """Work sent without an offer reaches executor q."""
+    if w.node[n * w.setting[0].providers + q].online == 1:
+        put(w, n, q, r, now, 1)
+    else:
+        lose(w, n, q, r)
+
+
+@rule
+def lose(w, n, q, r):
+    """Executor q has crashed with request r: a user of its own is told, other origins find out by gossip."""
+    request = w.request[r]
+    if request.origin == q and request.kind == USER:
+        fail_and_free(w, n, r)
+        return
+    request.state = LOST
+    w.node[n * w.setting[0].providers + q].guests -= 1
+    w.net[n].lost += 1
+
+
+@rule
+def _knows_lost(w, n, p, request):
+    """Whether provider p believes that the executor of its request is gone, or has restarted since."""
+    providers = w.setting[0].providers
+    row = w.row[(n * providers + p) * providers + request.executor]
+    return row.status == gossip.GONE or row.version // gossip.INCARNATION > request.incarnation
+
+
+@rule
+def recover(w, n, p, now):
+    """Take back the work of provider p whose executors it now believes gone; its users' requests are dispatched anew."""
+    setting = w.setting[0]
+    g = n * setting.providers + p
+    for r in range(n * setting.requests, (n + 1) * setting.requests):
+        request = w.request[r]
+        if request.state != LOST or request.origin != p or not _knows_lost(w, n, p, request):
+            continue
+        ledger.settle(w.account, g, g, request.held_micro, 0)
+        request.held_micro = 0
+        w.node[g].away -= 1
+        w.net[n].lost -= 1
+        if request.kind == USER and request.answered == 0:
+            dispatch(w, n, p, r, now)
+        else:
+            free_slot(w, n, r)
