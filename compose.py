@@ -1,6 +1,6 @@
 """Composes conf/ and the command line into one config, and turns every slip of a group or key into one clear line.
 
-Hydra's own answers advise `+key=value`, which it then accepts unread; here a key is added first and refused by the type that reads it.
+Hydra's own answers advise `+key=value`, which it then takes unread; here a key is added first and refused by its type.
 Knows Hydra and conf/, and nothing of what the settings are about.
 """
 

@@ -5,7 +5,9 @@ Knows nothing of what the arrays mean; agents/ppo.py packs and unpacks them.
 
 import io
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from agents.publish import write_whole
 FILE = "checkpoint.npz"
 VERSION = 1
 _FACTS = "facts.json"
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, KeyError, EOFError, OSError, RuntimeError, AttributeError)
+"""What zipfile and NumPy raise for a file that is cut off, damaged or no checkpoint at all."""
 
 
 class CheckpointError(ValueError):
@@ -50,10 +54,14 @@ def read(path: Path) -> Checkpoint:
             f"{path}: there is no checkpoint; a run writes {FILE} into its folder, the first after agents.checkpoint_every steps"
         )
     try:
+        with zipfile.ZipFile(file) as parts:
+            damaged = parts.testzip()  # every part against its checksum, before NumPy believes a word of it
+        if damaged:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(arrays.pop(_FACTS).tobytes())
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, AttributeError, TypeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{file}: is not a whole checkpoint ({error}); take an older one, or start anew without resume"
         ) from error

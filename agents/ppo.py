@@ -20,7 +20,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents import checkpoint as disk
 from agents.checkpoint import Checkpoint, CheckpointError
@@ -57,6 +57,27 @@ class Trained:
     checkpoint: Path
 
 
+class ScaledRewards(VecEnvWrapper):
+    """Hands a learner rewards times a constant: large returns let the value's gradient crowd out the policy's."""
+
+    def __init__(self, venv: VecEnv, scale: float) -> None:
+        super().__init__(venv)
+        self.scale = scale
+
+    def reset(self) -> Any:
+        """Start again."""
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        """Scale the rewards of a step."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards * self.scale, dones, infos
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Ask the environment itself, which knows its masks."""
+        return self.venv.has_attr(attr_name)
+
+
 def build(vec_env: VecEnv, settings: Learner, seed: int) -> Model:
     """Make an untrained learner on the processor: for nets of this size a GPU is slower."""
     torch.set_num_threads(settings.torch_threads)
@@ -64,7 +85,7 @@ def build(vec_env: VecEnv, settings: Learner, seed: int) -> Model:
     kind: Any = MaskablePPO if settings.name == "maskable_ppo" else PPO
     model: Model = kind(
         "MlpPolicy",
-        vec_env,
+        ScaledRewards(vec_env, settings.reward_scale),
         learning_rate=start if settings.schedule == "constant" else lambda left: max(0.0, left) * start,
         n_steps=settings.rollout,
         batch_size=minibatch_rows(vec_env.num_envs * settings.rollout, settings.minibatch),
@@ -111,16 +132,22 @@ def learn(
     if before:
         unpack(before, model, vec_env, settings, str(resume))
     spent_s = float(before.facts["wall_s"]) if before else 0.0
+    path = folder / disk.FILE
+
+    def save(wall_s: float) -> None:
+        """Write a checkpoint of this moment."""
+        disk.write(path, pack(model, vec_env, settings, wall_s, tracker.id))
+
     sink = _Sink()
     model.set_logger(Logger(folder=None, output_formats=[sink]))
     with LearningProgress(settings.name, model.num_timesteps, settings.steps) as progress:
-        watch = _Iterations(settings, tracker, folder / disk.FILE, progress, sink, spent_s, probe)
+        watch = _Iterations(settings, tracker, progress, sink, spent_s, probe, save)
         left = settings.steps - model.num_timesteps
         if left > 0:
             _run(model, left, watch, fresh=before is None)
-    if not watch.path.exists():
-        disk.write(watch.path, pack(model, vec_env, settings, spent_s, tracker.id))
-    return Trained(model, watch.steps or model.num_timesteps, watch.wall_s, watch.path)
+    if not path.exists():
+        save(spent_s)
+    return Trained(model, watch.steps or model.num_timesteps, watch.wall_s, path)
 
 
 def _run(model: Model, steps: int, watch: "_Iterations", *, fresh: bool) -> None:
@@ -164,22 +191,16 @@ class _Iterations(BaseCallback):
         self,
         settings: Learner,
         tracker: Tracker,
-        path: Path,
         progress: LearningProgress,
         sink: _Sink,
         spent_s: float,
         probe: Probe | None,
+        save: Callable[[float], None],
     ) -> None:
         super().__init__()
-        self.name, self.path, self.steps, self.wall_s = settings.name, path, 0, spent_s
-        self._settings, self._tracker, self._progress, self._sink, self._probe = (
-            settings,
-            tracker,
-            progress,
-            sink,
-            probe,
-        )
-        self._spent_s = spent_s
+        self.name, self.steps, self.wall_s = settings.name, 0, spent_s
+        self._settings, self._tracker, self._progress = settings, tracker, progress
+        self._sink, self._spent_s, self._probe, self._save = sink, spent_s, probe, save
         self._open = self._over = False
         self._sums: dict[str, float] = {}
 
@@ -188,7 +209,7 @@ class _Iterations(BaseCallback):
         self._saved_at = self._counted = self.model.num_timesteps
 
     def _on_step(self) -> bool:
-        self._add("reward_mean", float(self.locals["rewards"].mean()))
+        self._add("reward_mean", float(self.locals["rewards"].mean()) / self._settings.reward_scale)
         if self._probe:
             for name, value in self._probe().items():
                 self._add(name, value)
@@ -219,8 +240,7 @@ class _Iterations(BaseCallback):
         self._over = limit_s is not None and now_s - self._began_s >= limit_s
         if last or self._over or self.steps - self._saved_at >= self._settings.checkpoint_every:
             self._saved_at = self.steps
-            model: Any = self.model  # SB3 declares less than this is
-            disk.write(self.path, pack(model, self.training_env, self._settings, self.wall_s, self._tracker.id))
+            self._save(self.wall_s)
         self._counted, self._iteration_began_s = self.steps, now_s
         self._sums = {}
 
@@ -321,6 +341,7 @@ def _shape(model: Model, vec_env: Any, settings: Learner) -> dict[str, Any]:
         "agents.name": settings.name,
         "agents.hidden": list(settings.hidden),
         "agents.rollout": settings.rollout,
+        "agents.reward_scale": settings.reward_scale,
         "slots": int(vec_env.num_envs),
         "observation size": int(np.prod(model.observation_space.shape or ())),
         "actions": str(model.action_space),

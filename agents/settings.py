@@ -26,6 +26,7 @@ class Learner:
     epochs: Annotated[int, Range(1, 1000, "")]
     learning_rate: Annotated[float, Range(1e-9, 1, "")]
     schedule: Literal["constant", "linear"]
+    reward_scale: Annotated[float, Range(1e-6, 1e6, "")]
     gamma: Share
     gae_lambda: Share
     clip: Annotated[float, Range(1e-6, 1, "")]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fake_market import LEVELS, FakeMarket
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import checkpoint as disk
@@ -37,6 +37,7 @@ SETTINGS = Learner(
     epochs=2,
     learning_rate=0.003,
     schedule="linear",
+    reward_scale=0.5,
     gamma=0.9,
     gae_lambda=0.95,
     clip=0.2,
@@ -146,6 +147,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path, cut: int) -> 
         disk.read(path)
 
 
+@settings(max_examples=50, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(place: float, bit: int) -> None:
     stored = Checkpoint({"weights/a": np.arange(50.0), "last/b": np.ones(3, bool)}, {"steps": 3})
@@ -232,6 +234,15 @@ def test_every_iteration_is_logged_once_under_known_names(tmp_path: Path) -> Non
         assert row["train/reward_attained"] == 0.5
         assert {"learner/approx_kl", "learner/entropy_loss", "train/agent_steps_per_s", "train/wall_s"} <= row.keys()
     assert [row["train/wall_s"] for _, row in notes.rows] == sorted(row["train/wall_s"] for _, row in notes.rows)
+
+
+def test_the_reward_that_is_logged_does_not_depend_on_its_scale(tmp_path: Path) -> None:
+    first = []
+    for scale in (0.125, 1.0):
+        notes = Notes()
+        train(tmp_path / str(scale), notes=notes, reward_scale=scale)
+        first.append(notes.rows[0][1]["train/reward_mean"])
+    assert first[0] == pytest.approx(first[1], rel=1e-6) and first[0] > 0
 
 
 def test_a_learner_that_diverges_says_so(tmp_path: Path) -> None:
