@@ -6,7 +6,7 @@ source   vLLM V1 scheduler: 16-token blocks, recompute preemption of the last ru
 
 import math
 
-from market.rule import layout, rule
+from market.rule import SHORT, layout, rule
 
 BLOCK_SHIFT = 4
 BLOCK_TOKENS = 1 << BLOCK_SHIFT
@@ -49,24 +49,24 @@ ENGINE = layout(
     waiting_output=int,  # tokens, forecast
     done_head=int,  # finished and not yet collected, in order of finishing
     done_tail=int,
-    heap=(int, SLOTS),  # decoding requests by (finish_iteration, order)
     sure_steps=int,  # coming iterations known to do nothing but decode; 0 = not worked out
-    below=(int, BLOCK_TOKENS + 1),  # [k]: decoding requests with r < k, where iterations -r (mod 16) take a new block for them
+    below=(SHORT, BLOCK_TOKENS + 1),  # [k]: decoding requests with r < k, where iterations -r (mod 16) take a new block for them
+    heap=(SHORT, SLOTS),  # decoding requests by (finish_iteration, order)
 )
 
 REQUEST = layout(
-    prompt_tokens=int,
-    output_tokens=int,  # truth; no forecast may read it
-    forecast_tokens=int,  # what a node believes output_tokens to be
-    generated=int,  # output tokens made before the last admission
-    prefill_left=int,  # tokens of prompt (and of answer, after preemption) still to compute
-    context=int,  # tokens in the KV cache when decoding began
-    joined=int,  # iteration after which decoding began
-    finish_iteration=int,
-    order=int,  # admission number
-    next=int,  # link in whichever queue the request stands in, or to the decoding request admitted after it
-    before=int,  # decoding request admitted before it
-    preemptions=int,
+    prompt_tokens=SHORT,
+    output_tokens=SHORT,  # truth; no forecast may read it
+    forecast_tokens=SHORT,  # what a node believes output_tokens to be
+    generated=SHORT,  # output tokens made before the last admission
+    prefill_left=SHORT,  # tokens of prompt (and of answer, after preemption) still to compute
+    context=SHORT,  # tokens in the KV cache when decoding began
+    joined=SHORT,  # iteration after which decoding began
+    finish_iteration=SHORT,
+    order=SHORT,  # admission number
+    next=SHORT,  # link in whichever queue the request stands in, or to the decoding request admitted after it
+    before=SHORT,  # decoding request admitted before it
+    preemptions=SHORT,
     first_token_s=float,  # NEVER until known
     finish_s=float,  # NEVER until known
 )

@@ -21,6 +21,7 @@ if _mode not in MODES:
     raise ValueError(f"environment variable RULES: must be one of {', '.join(MODES)}, got {_mode!r}; unset it for compiled rules")
 COMPILED = _mode == "compiled"
 
+SHORT = np.int32
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -48,7 +49,21 @@ if COMPILED:
         """Compile `function`; its disk cache is keyed by the text of every rule file it can call."""
         numba.config.CACHE_DIR = _cache_folder(Path(function.__code__.co_filename))
         # _nrt=False: a rule makes no arrays, and counting references to those it is given cost a fifth of the time
-        return numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False)(function)
+        compiled = numba.njit(cache=True, error_model="numpy", nogil=True, _nrt=False)(function)
+        compiled.get_call_template = _widen(compiled.get_call_template)
+        return compiled
+
+    def _widen(get_call_template: Any) -> Any:
+        """Let calls between rules pass plain 64-bit numbers: one compiled form serves literals, short integers and long ones."""
+
+        def widened(args: Any, kws: Any) -> Any:
+            return get_call_template(tuple(map(_wide, args)), {name: _wide(kind) for name, kind in kws.items()})
+
+        return widened
+
+    def _wide(kind: Any) -> Any:
+        kind = numba.types.unliteral(kind)
+        return numba.types.int64 if isinstance(kind, numba.types.Integer) and kind.signed else kind
 else:
 
     def rule(function: F) -> F:
@@ -112,8 +127,11 @@ def fill(table: Any, values: np.ndarray) -> None:
 
 
 def layout(**fields: Any) -> np.dtype:
-    """Describe a record: `layout(credit_micro=int, mean_s=float, heap=(int, 8))`; int is 64 bit, float is double."""
-    kinds = {int: np.int64, float: np.float64}
+    """Describe a record: `layout(credit_micro=int, mean_s=float, heap=(int, 8))`; int is 64 bit, float is double.
+
+    `SHORT` stands for a 32-bit integer: for counts and indices in tables that have to stay small.
+    """
+    kinds = {int: np.int64, float: np.float64, SHORT: np.int32}
     return np.dtype(
         [(name, kinds[kind[0]], (kind[1],)) if isinstance(kind, tuple) else (name, kinds[kind]) for name, kind in fields.items()],
         align=True,

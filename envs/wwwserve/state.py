@@ -12,7 +12,7 @@ from market.duel import DUEL
 from market.gossip import ROW
 from market.ledger import ACCOUNT
 from market.provider import NODE
-from market.rule import COMPILED, layout, records
+from market.rule import COMPILED, SHORT, layout, records
 from market.serving import ENGINE, PROFILE, REQUEST
 from market.tables import World
 
@@ -38,7 +38,7 @@ def _extended(dtype: np.dtype, **more: Any) -> np.dtype:
     """A record layout that begins with the fields of another."""
     fields: dict[str, Any] = {}
     for name, (kind, *_) in (dtype.fields or {}).items():
-        scalar = int if kind.base.kind == "i" else float
+        scalar = {"int64": int, "int32": SHORT, "float64": float}[kind.base.name]
         fields[name] = (scalar, kind.shape[0]) if kind.shape else scalar
     return layout(**fields, **more)
 
@@ -144,31 +144,31 @@ NET = layout(
 
 JOB = _extended(
     REQUEST,
-    state=int,
-    kind=int,
-    origin=int,
-    executor=int,
-    incarnation=int,  # of the executor when it took the work
+    state=SHORT,
+    kind=SHORT,
+    origin=SHORT,
+    executor=SHORT,
+    incarnation=SHORT,  # of the executor when it took the work
     arrival_s=float,
     deadline_s=float,
     offered_s=float,
     held_micro=int,  # escrowed for it
-    duel=int,
-    generation=int,  # of the duel
-    seat=int,  # of the judge
-    waited=int,  # has stood in its origin's queue before
-    placed=int,  # decided to run where it stands
-    answered=int,
-    missed=int,  # already counted as a miss
-    asked=int,  # candidates asked in this offer
-    banned_count=int,
-    due_previous=int,
-    due_next=int,
-    log_row=int,
-    banned=(int, BANNED),
+    duel=SHORT,
+    generation=SHORT,  # of the duel
+    seat=SHORT,  # of the judge
+    waited=SHORT,  # has stood in its origin's queue before
+    placed=SHORT,  # decided to run where it stands
+    answered=SHORT,
+    missed=SHORT,  # already counted as a miss
+    asked=SHORT,  # candidates asked in this offer
+    banned_count=SHORT,
+    due_previous=SHORT,
+    due_next=SHORT,
+    log_row=SHORT,
+    banned=(SHORT, BANNED),
 )
 
-EVENT = layout(time_s=float, order=int, kind=int, request=int, peer=int)
+EVENT = layout(time_s=float, order=SHORT, kind=SHORT, request=SHORT, peer=SHORT)
 
 OUTCOME = layout(
     network=int,
