@@ -15,6 +15,8 @@ FOR_A = 0
 FOR_B = 1
 ABSTAIN = 2
 PENDING = 3
+MOST_ODDS = 700.0
+"""Log-odds beyond this are certain; exp would overflow."""
 
 DUEL = layout(
     origin=int,  # provider whose request it is; NONE = free slot
@@ -41,7 +43,8 @@ def vote(quality_a, quality_b, scale, u):
     scale   quality difference that moves the odds by a factor e
     u       uniform in (0, 1), the judge's own
     """
-    return FOR_A if u < 1.0 / (1.0 + math.exp(-(quality_a - quality_b) / scale)) else FOR_B
+    gap = min(max((quality_a - quality_b) / scale, -MOST_ODDS), MOST_ODDS)
+    return FOR_A if u < 1.0 / (1.0 + math.exp(-gap)) else FOR_B
 
 
 @rule
