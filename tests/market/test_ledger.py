@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
 from market import ledger
 from market.ledger import ACCOUNT, TRANCHES
 from tests.market.rows import column, image, read, table
