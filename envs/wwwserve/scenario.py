@@ -114,6 +114,7 @@ class Scenario:
     horizon_s: Span  # length of an episode
     arrivals_until_s: Span  # no request arrives after this
     control_s: Span  # time between two decisions
+    tick_s: Span  # time between two rounds of upkeep: stake, deadlines, waiting work, the paper's rules
     requests_max: Annotated[int, Range(4, 1_000_000, "requests")]  # requests that a network can hold
     duels_max: Count  # duels a network can have within duel_ttl_s
     length_error: Annotated[float, Range(0.0, 3.0, "sigma")] | None  # of the length predictor; null: forecast = max_tokens
@@ -150,6 +151,8 @@ def _slips(scenario: Scenario, profiles: dict[str, Profile]) -> list[tuple[str, 
         out.append(("arrivals_until_s", f"must be <= horizon_s = {scenario.horizon_s:g}, got {scenario.arrivals_until_s:g}"))
     if abs(scenario.steps * scenario.control_s - scenario.horizon_s) > 1e-6:
         out.append(("horizon_s", f"must be a multiple of control_s = {scenario.control_s:g}, got {scenario.horizon_s:g}"))
+    if abs(round(scenario.control_s / scenario.tick_s) * scenario.tick_s - scenario.control_s) > 1e-9:
+        out.append(("control_s", f"must be a multiple of tick_s = {scenario.tick_s:g}, got {scenario.control_s:g}"))
     if not scenario.providers:
         out.append(("providers", "must name at least one group of providers"))
     for origin in scenario.delay_s:
@@ -290,7 +293,8 @@ def _setting(scenario: Scenario, networks: int, dispatch: str, log: int, length_
         "regions": len(scenario.delay_s),
         "length_rows": length_rows,
         "steps": scenario.steps,
-        "control_s": float(scenario.control_s),
+        "ticks": round(scenario.control_s / scenario.tick_s),
+        "tick_s": float(scenario.tick_s),
         "horizon_s": float(scenario.horizon_s),
         "arrivals_until_s": float(scenario.arrivals_until_s),
         "length_error": -1.0 if scenario.length_error is None else float(scenario.length_error),

@@ -1,4 +1,4 @@
-"""One control step of a network: post the agents' intents, let time pass event by event, reward, observe."""
+"""One control step of a network: post the agents' intents, let time pass event by event and tick by tick, reward, observe."""
 
 from envs.wwwserve.answers import count_due, fail_and_free, open_request
 from envs.wwwserve.central import schedule
@@ -115,52 +115,61 @@ def _run_until(w, n, until):
 
 @rule
 def _post_intent(w, n, p, actions, now):
-    """Take the action of provider p, or its pinned rules, as its intent; move stake towards the target."""
+    """Take the action of provider p as its intent until the next decision."""
+    g = n * w.setting[0].providers + p
+    intent_of_action(w.node[g], actions[g, 0], actions[g, 1], actions[g, 2])
+    w.driver[g].decision_s = now
+
+
+@rule
+def _open_tick(w, n, p, now):
+    """Upkeep of provider p before a tick: pinned rules set their intent anew, stake moves towards its target."""
     setting = w.setting[0]
     terms = w.terms[0]
     g = n * setting.providers + p
     node = w.node[g]
-    driver = w.driver[g]
     account = w.account[g]
-    if driver.pinned == 1 and node.online == 1:
+    if w.driver[g].pinned == 1 and node.online == 1:
         engine = w.engine[g]
+        serving.advance(engine, w.profile[g], w.request, now)
         intent_of_paper(node, terms, serving.usage(engine, w.profile[g]), engine.waiting, node.queued)
         target = node.stake_target_micro
     else:
-        intent_of_action(node, actions[g, 0], actions[g, 1], actions[g, 2])
         target = int(node.stake_share * ledger.wealth(account))
-    driver.decision_s = now
     ledger.mature(account, now)
-    ledger.steer_stake(account, target, int(terms.stake_rate_micro * setting.control_s), now + terms.unbond_s)
+    ledger.steer_stake(account, target, int(terms.stake_rate_micro * setting.tick_s), now + terms.unbond_s)
 
 
 @rule
-def _close_step(w, n, p, now, rewards, parts):
-    """End the step of provider p: deadlines, averages, waiting work, reward."""
+def _close_tick(w, n, p, now):
+    """Upkeep of provider p after a tick: deadlines, averages, waiting work."""
     setting = w.setting[0]
     g = n * setting.providers + p
     driver = w.driver[g]
-    node = w.node[g]
-    engine = w.engine[g]
     count_due(w, g, now)
-    provider.tick(node, setting.control_s)
-    if node.queue_head != NONE and now >= driver.review_next_s:
+    provider.tick(w.node[g], setting.tick_s)
+    if w.node[g].queue_head != NONE and now >= driver.review_next_s:
         driver.review_next_s = now + w.terms[0].reoffer_s
-        serving.advance(engine, w.profile[g], w.request, now)
+        serving.advance(w.engine[g], w.profile[g], w.request, now)
         if setting.dispatch == MARKET_DISPATCH:
             review(w, n, p, now)
             on_engine(w, n, p, now)
+
+
+@rule
+def _reward(w, n, p, rewards, parts):
+    """Write the reward of provider p for what happened since the last one, and its parts."""
+    setting = w.setting[0]
+    g = n * setting.providers + p
+    driver = w.driver[g]
+    engine = w.engine[g]
     wealth = ledger.wealth(w.account[g])
     parts[g, 0] = driver.attained
     parts[g, 1] = driver.missed
     parts[g, 2] = (wealth - driver.wealth_mark) / 1e6
     parts[g, 3] = engine.executed_tokens - driver.tokens_mark
-    rewards[g] = (
-        setting.value * parts[g, 0]
-        - setting.penalty * parts[g, 1]
-        + setting.exchange * parts[g, 2]
-        - setting.energy * parts[g, 3]
-    )
+    gain = setting.value * parts[g, 0] - setting.penalty * parts[g, 1]
+    rewards[g] = gain + setting.exchange * parts[g, 2] - setting.energy * parts[g, 3]
     driver.attained = 0
     driver.missed = 0
     driver.wealth_mark = wealth
@@ -214,13 +223,18 @@ def step_network(w, n, actions, observations, masks, rewards, parts, truncated, 
     """
     setting = w.setting[0]
     net = w.net[n]
-    start = net.step * setting.control_s
-    until = (net.step + 1) * setting.control_s
+    first_tick = net.step * setting.ticks
     for p in range(setting.providers):
-        _post_intent(w, n, p, actions, start)
-    _run_until(w, n, until)
+        _post_intent(w, n, p, actions, first_tick * setting.tick_s)
+    for tick in range(first_tick, first_tick + setting.ticks):
+        for p in range(setting.providers):
+            _open_tick(w, n, p, tick * setting.tick_s)
+        _run_until(w, n, (tick + 1) * setting.tick_s)
+        for p in range(setting.providers):
+            _close_tick(w, n, p, (tick + 1) * setting.tick_s)
+    until = (first_tick + setting.ticks) * setting.tick_s
     for p in range(setting.providers):
-        _close_step(w, n, p, until, rewards, parts)
+        _reward(w, n, p, rewards, parts)
     if setting.social > 0.0:
         _blend(w, n, rewards)
     net.step += 1
