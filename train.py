@@ -4,38 +4,36 @@ compose -> check -> train -> export -> evaluate -> log, from top to bottom. `pyt
 Python, `train(compose(["env=paper-2", "agents=ppo"]).values)`. Whatever is heavy is imported after the settings are found good.
 """
 
-import re
+import os
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from agents.settings import Agents, Fixed, Learner, Tracking, read_agents, read_tracking
+from agents.settings import Fixed, Learner
 from compose import CONF, SPOKEN, compose_each, help_text, resumed
-from settings import Range, SettingsError, Slip, plain, read
+from plan import GROUPS, Plan, check
+from settings import SettingsError, Slip
 
 if TYPE_CHECKING:
     from agents.policy import Baseline
     from agents.scores import Evaluation
     from agents.tracking import Tracker
-    from envs.wwwserve.scenario import Profile, Scenario
-    from market.terms import Terms
 
-REFUSED, STOPPED = 2, 130
-"""Exit codes: settings or files that cannot be used, and a run stopped from the keyboard."""
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports to its maker unless told not to
 
-WIDTH = 150
-"""Columns of a table where no terminal says how many there are."""
-
+REFUSED, STOPPED = 2, 130  # exit codes: settings or files that cannot be used; a run stopped from the keyboard
+WIDTH = 150  # columns of a table where no terminal says how many there are
 ABOUT = "Train, evaluate and export a policy for providers in an open market of LLM services."
 EXAMPLES = {
     "python train.py": "learn the default market with PPO, compare with every baseline",
@@ -45,46 +43,6 @@ EXAMPLES = {
     "python train.py -m seed=0,1,2 hydra/launcher=joblib": "several runs side by side; without joblib in turn",
     "python train.py resume=runs/wwwserve/ppo/2026-01-31_12-00-00_s0": "go on from a run's checkpoint",
 }
-GROUPS = {
-    "env": "the scenario: providers, hardware, workload, network, reward",
-    "market": "the numbers of the rules: prices, duel rate, slashing, timeouts",
-    "agents": "who steers the providers: a learner, or a baseline to evaluate",
-    "tracking": "where metrics, tables and policies are recorded",
-}
-
-
-@dataclass(frozen=True)
-class Top:
-    """conf/config.yaml: what stands above the groups."""
-
-    seed: Annotated[int, Range(0, 2**31 - 1, "")]
-    name: str | None
-    resume: str | None
-    output: str
-    eval_seeds: Annotated[int, Range(2, 100_000, "seeds")]
-    eval_first_seed: Annotated[int, Range(0, 2**31 - 1, "")]
-    env: Any
-    market: Any
-    agents: Any
-    tracking: Any
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole run, checked."""
-
-    top: Top
-    scenario: "Scenario"
-    terms: "Terms"
-    profiles: "dict[str, Profile]"
-    agents: Agents
-    tracking: Tracking
-    config: dict[str, Any]  # as given, resolved, plain: what is saved and logged
-
-    @property
-    def name(self) -> str:
-        """Name of the run and of its policy."""
-        return self.top.name or f"{self.agents.name}_{self.scenario.name}"
 
 
 @dataclass(frozen=True)
@@ -150,59 +108,6 @@ def check_command_line(arguments: Any, overrides: Sequence[str]) -> None:
             check(composed.values, composed.files)
         except SettingsError as error:
             raise composed.blame(error.slips) from error
-
-
-def check(config: DictConfig | Mapping[str, Any], files: Mapping[str, str] | None = None) -> Plan:
-    """Turn a composed config into a checked plan.
-
-    files    group -> its file, for errors to name, such as market -> conf/market/paper.yaml
-    errors   SettingsError with every slip of every group
-    """
-    from envs.wwwserve import load
-    from envs.wwwserve import scenario as scenarios
-    from market.terms import Terms
-
-    place = {group: (files or {}).get(group, f"conf/{group}") for group in GROUPS}
-    values = plain(config, "conf/config.yaml")
-    slips: list[Slip] = []
-
-    def part(reader: Callable[[], Any]) -> Any:
-        """Read one part; its slips join the others."""
-        try:
-            return reader()
-        except SettingsError as error:
-            slips.extend(error.slips)
-
-    top = part(lambda: read(Top, values, "conf/config.yaml"))
-    given = {group: values[group] for group in GROUPS if group in values}
-    profiles = load.profiles()
-    readers: dict[str, Callable[[Any, str], Any]] = {
-        "env": lambda env, file: _read_scenario(scenarios, profiles, env, file),
-        "market": lambda market, file: read(Terms, market, file),
-        "agents": read_agents,
-        "tracking": read_tracking,
-    }
-    parts = {group: part(partial(readers[group], given[group], place[group])) for group in given}
-    slips += _name_slips(values.get("name"))
-    if top and top.seed == top.eval_first_seed:
-        slips.append(Slip("conf/config.yaml", "seed", f"must differ from eval_first_seed, got {top.seed} for both"))
-    if slips:
-        raise SettingsError(*slips)
-    return Plan(top, parts["env"], parts["market"], profiles, parts["agents"], parts["tracking"], values)
-
-
-def _read_scenario(scenarios: Any, profiles: Any, values: Any, place: str) -> Any:
-    scenario = read(scenarios.Scenario, values, place)
-    scenarios.check(scenario, profiles, place)
-    return scenario
-
-
-def _name_slips(name: Any) -> list[Slip]:
-    """Names become folders, so they may hold no separator and not lead elsewhere."""
-    if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        return []
-    rule = f"must be letters, digits, '.', '_' and '-', since it names a folder; got {name!r}"
-    return [Slip("conf/config.yaml", "name", rule)]
 
 
 def _job(config: DictConfig) -> float:
@@ -333,8 +238,23 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
         command=_command(plan),
         scores={},
     )
-    policy = export(trained.model.policy, Path(plan.top.output) / plan.name, origin)
+    with _torch_cache(folder / "torch"):
+        policy = export(trained.model.policy, Path(plan.top.output) / plan.name, origin)
     return policy, trained.steps, trained.wall_s
+
+
+@contextmanager
+def _torch_cache(folder: Path) -> Iterator[None]:
+    """Have torch make its cache folder here, to be removed, and not in the temporary directory, to be left."""
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if before is None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _command(plan: Plan) -> str:

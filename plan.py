@@ -1,0 +1,113 @@
+"""A whole run as one checked plan: every group of the config read by its type, with every slip of all of them.
+
+Nothing heavy is imported here, so that a slip is told within a second.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from omegaconf import DictConfig
+
+from agents.settings import Agents, Tracking, read_agents, read_tracking
+from settings import Range, SettingsError, Slip, plain, read
+
+if TYPE_CHECKING:
+    from envs.wwwserve.scenario import Profile, Scenario
+    from market.terms import Terms
+
+GROUPS = {
+    "env": "the scenario: providers, hardware, workload, network, reward",
+    "market": "the numbers of the rules: prices, duel rate, slashing, timeouts",
+    "agents": "who steers the providers: a learner, or a baseline to evaluate",
+    "tracking": "where metrics, tables and policies are recorded",
+}
+
+
+@dataclass(frozen=True)
+class Top:
+    """conf/config.yaml: what stands above the groups."""
+
+    seed: Annotated[int, Range(0, 2**31 - 1, "")]
+    name: str | None
+    resume: str | None
+    output: str
+    eval_seeds: Annotated[int, Range(2, 100_000, "seeds")]
+    eval_first_seed: Annotated[int, Range(0, 2**31 - 1, "")]
+    env: Any
+    market: Any
+    agents: Any
+    tracking: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, checked."""
+
+    top: Top
+    scenario: "Scenario"
+    terms: "Terms"
+    profiles: "dict[str, Profile]"
+    agents: Agents
+    tracking: Tracking
+    config: dict[str, Any]  # as given, resolved, plain: what is saved and logged
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its policy."""
+        return self.top.name or f"{self.agents.name}_{self.scenario.name}"
+
+
+def check(config: DictConfig | Mapping[str, Any], files: Mapping[str, str] | None = None) -> Plan:
+    """Turn a composed config into a checked plan.
+
+    files    group -> its file, for errors to name, such as market -> conf/market/paper.yaml
+    errors   SettingsError with every slip of every group
+    """
+    from envs.wwwserve import load
+    from envs.wwwserve import scenario as scenarios
+    from market.terms import Terms
+
+    place = {group: (files or {}).get(group, f"conf/{group}") for group in GROUPS}
+    values = plain(config, "conf/config.yaml")
+    slips: list[Slip] = []
+
+    def part(reader: Callable[[], Any]) -> Any:
+        """Read one part; its slips join the others."""
+        try:
+            return reader()
+        except SettingsError as error:
+            slips.extend(error.slips)
+
+    top = part(lambda: read(Top, values, "conf/config.yaml"))
+    given = {group: values[group] for group in GROUPS if group in values}
+    profiles = load.profiles()
+    readers: dict[str, Callable[[Any, str], Any]] = {
+        "env": lambda env, file: _read_scenario(scenarios, profiles, env, file),
+        "market": lambda market, file: read(Terms, market, file),
+        "agents": read_agents,
+        "tracking": read_tracking,
+    }
+    parts = {group: part(partial(readers[group], given[group], place[group])) for group in given}
+    slips += _name_slips(values.get("name"))
+    if top and top.seed == top.eval_first_seed:
+        slips.append(Slip("conf/config.yaml", "seed", f"must differ from eval_first_seed, got {top.seed} for both"))
+    if slips:
+        raise SettingsError(*slips)
+    return Plan(top, parts["env"], parts["market"], profiles, parts["agents"], parts["tracking"], values)
+
+
+def _read_scenario(scenarios: Any, profiles: Any, values: Any, place: str) -> Any:
+    scenario = read(scenarios.Scenario, values, place)
+    scenarios.check(scenario, profiles, place)
+    return scenario
+
+
+def _name_slips(name: Any) -> list[Slip]:
+    """Names become folders, so they may hold no separator and not lead elsewhere."""
+    if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        return []
+    rule = f"must be letters, digits, '.', '_' and '-', since it names a folder; got {name!r}"
+    return [Slip("conf/config.yaml", "name", rule)]
