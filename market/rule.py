@@ -99,7 +99,8 @@ def to_array(table: Any, dtype: np.dtype) -> np.ndarray:
     errors   TypeError when a plain record holds a float in an integer field: compiled rules would have cut it off
     """
     if isinstance(table, np.ndarray):
-        return table.copy()
+        # byte by byte: copy() would leave what lies between the fields to chance, and equal states would differ
+        return np.frombuffer(bytearray(table.tobytes()), table.dtype)
     out = np.zeros(len(table), dtype)
     for name, (kind, *_) in (dtype.fields or {}).items():
         column = [getattr(record, name) for record in table]

@@ -42,7 +42,9 @@ def test_each_level_stands_for_its_number(level: int) -> None:
 
 def test_levels_rise_from_refusing_to_always_from_never_to_always_from_none_to_half() -> None:
     assert list(ACCEPT_LEVELS) == sorted(ACCEPT_LEVELS) and ACCEPT_LEVELS[0] < 0 and ACCEPT_LEVELS[-1] == NO_LIMIT
-    assert list(FORWARD_LEVELS) == sorted(FORWARD_LEVELS, reverse=True) and FORWARD_LEVELS[0] == NO_LIMIT and FORWARD_LEVELS[-1] == 0
+    assert (
+        list(FORWARD_LEVELS) == sorted(FORWARD_LEVELS, reverse=True) and FORWARD_LEVELS[0] == NO_LIMIT and FORWARD_LEVELS[-1] == 0
+    )
     assert list(COMMIT_LEVELS) == sorted(COMMIT_LEVELS) and COMMIT_LEVELS[0] == 0 and COMMIT_LEVELS[-1] <= 1
     assert len(ACCEPT_LEVELS) == len(FORWARD_LEVELS) == len(COMMIT_LEVELS) == LEVELS
     assert action.ACTION_NVEC == (LEVELS,) * 3 and len(action.ACTION_NAMES) == 3 and MASK_SIZE == 3 * LEVELS

@@ -208,7 +208,9 @@ def test_averages_over_time_reach_the_rate_whatever_the_step() -> None:
             put_all(node[0], arrivals=int(2 * span), income_micro=int(4 * span), spend_micro=int(6 * span))
             provider.tick(node[0], span)
         row = read(node, NODE)
-        assert [row[name] for name in ("rate_fast", "rate_slow", "income_rate", "spend_rate")] == pytest.approx([2, 2, 4, 6], rel=1e-3)
+        assert [row[name] for name in ("rate_fast", "rate_slow", "income_rate", "spend_rate")] == pytest.approx(
+            [2, 2, 4, 6], rel=1e-3
+        )
         assert row["arrivals"] == row["income_micro"] == row["spend_micro"] == 0
 
 
@@ -222,7 +224,9 @@ def test_a_post_says_what_is_so_here_and_is_newer() -> None:
     assert values["usage"] == serving.usage(engine, profile) > 0.0
 
 
-@pytest.mark.parametrize(("node", "accepts"), [(node_of(0), 0.0), (node_of(1), 1.0), (paper_node(), 1.0), (paper_node(p_accept=0.0), 0.0)])
+@pytest.mark.parametrize(
+    ("node", "accepts"), [(node_of(0), 0.0), (node_of(1), 1.0), (paper_node(), 1.0), (paper_node(p_accept=0.0), 0.0)]
+)
 def test_a_post_says_whether_work_is_taken_at_all(node: Any, accepts: float) -> None:
     row = one(ROW)
     provider.post(row[0], node, *engine_with(), 0.0, 1)
@@ -264,7 +268,15 @@ def test_a_survey_weighs_peers_by_stake() -> None:
 def test_a_survey_leaves_out_oneself_the_suspect_and_the_gone() -> None:
     others = [{"status": gossip.SUSPECT, "wait_s": 5.0}, {"status": gossip.GONE, "wait_s": 5.0}]
     seen = survey([{"wait_s": 99.0}, *others], [1, 1, 1])
-    names = ("peers_alive", "peers_stake_micro", "peers_wait_mean_s", "peers_wait_min_s", "peers_wait_max_s", "peers_accept", "news_s")
+    names = (
+        "peers_alive",
+        "peers_stake_micro",
+        "peers_wait_mean_s",
+        "peers_wait_min_s",
+        "peers_wait_max_s",
+        "peers_accept",
+        "news_s",
+    )
     assert [seen[name] for name in names] == [0] * 7
 
 
