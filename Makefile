@@ -1,0 +1,59 @@
+# `make` lists what there is. Every target sets up what it needs in its own .venv, and again when pyproject.toml changes.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train evaluate test test-slow lint format docs clean
+
+VENV ?= .venv
+ENV := wwwserve
+AGENTS := ppo
+ARGS :=
+RUN := $(VENV)/bin/python
+# the first Python that is new enough; asked for only where there is no $(VENV) yet
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+
+help: ## this list
+	@echo "make TARGET [ENV=$(ENV)] [AGENTS=$(AGENTS)] [ARGS='KEY=VALUE ...'] [PYTHON=python3.12] [VENV=$(VENV)]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: $(VENV)/.run ## train, evaluate against every baseline, export: python train.py env=ENV agents=AGENTS ARGS
+	$(RUN) train.py env=$(ENV) agents=$(AGENTS) $(ARGS)
+
+evaluate: $(VENV)/.run ## play policies on the same seeds: python -m agents.evaluate env=ENV ARGS
+	$(RUN) -m agents.evaluate env=$(ENV) $(ARGS)
+
+test: lint ## lint, types and every test that takes less than a minute; ARGS go to pytest
+	$(RUN) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.dev ## the tests that take longer; ARGS go to pytest
+	$(RUN) -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+docs: $(VENV)/.dev ## write the generated tables of docs/ anew
+	$(RUN) -m tests.test_docs
+
+clean: ## remove .venv, caches and build folders; runs/ and policies_trained/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.run: EXTRAS :=
+$(VENV)/.dev: EXTRAS := [dev]
+$(VENV)/.run $(VENV)/.dev: pyproject.toml
+	@if ! $(RUN) -m pip --version >/dev/null 2>&1; then \
+		if [ -z "$(PYTHON)" ]; then echo "make: needs Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+		echo "make: making $(VENV) with $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv $$(test ! -e $(VENV)/pyvenv.cfg || echo --clear) $(VENV); \
+	fi
+	@echo "make: installing wwwserve$(EXTRAS) into $(VENV); the first time this takes some minutes"
+	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -e '.$(EXTRAS)'
+	@touch $@
