@@ -18,7 +18,8 @@ from compose import CONF, compose, compose_each, resumed
 from settings import SettingsError
 
 ROOT = Path(__file__).parents[1]
-WITHIN_S = 1.0
+WITHIN_S, IMPORTS_S = 1.0, 0.45
+"""Longest wait for a refusal, and what importing Hydra and numba alone takes on a quiet machine."""
 SMALL = [
     "env.horizon_s=60",
     "env.arrivals_until_s=30",
@@ -94,14 +95,10 @@ SLIPS = {
 
 @pytest.mark.parametrize("words", SLIPS)
 def test_a_slip_is_refused_by_name_within_a_second(words: str, tmp_path: Path) -> None:
-    took_s = []
-    for _ in range(3):  # a machine that is busy with other work makes even processor time longer: the best counts
-        before_s = spent_s()
-        done = call(*words.split(), cwd=tmp_path)
-        took_s.append(spent_s() - before_s)
-        if took_s[-1] < WITHIN_S:
-            break
-    assert min(took_s) < WITHIN_S
+    before_s = spent_s()
+    done = call(*words.split(), cwd=tmp_path)
+    took_s = spent_s() - before_s
+    assert took_s < WITHIN_S * max(1.0, slowness())
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert SLIPS[words] in line
@@ -110,9 +107,16 @@ def test_a_slip_is_refused_by_name_within_a_second(words: str, tmp_path: Path) -
 
 
 def spent_s() -> float:
-    """Give the processor time of all processes so far: on a quiet machine what a user waits, on a busy one still that."""
+    """Give the processor time of all processes so far: what a user waits on a quiet machine."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def slowness() -> float:
+    """Say how slow the machine is just now: a busy one makes even processor time longer."""
+    before_s = spent_s()
+    subprocess.run([sys.executable, "-c", "import hydra, numba"], check=True)
+    return (spent_s() - before_s) / IMPORTS_S
 
 
 def test_all_slips_of_all_groups_are_told_at_once(tmp_path: Path) -> None:
