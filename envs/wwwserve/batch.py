@@ -56,7 +56,7 @@ class Batch:
         self.scenario, self.terms = scenario, terms
         self.networks, self.providers = networks, scenario.population
         self.steps_per_episode = scenario.steps
-        self.stagger = stagger
+        self.autoreset, self.stagger = autoreset, stagger
         log = scenarios.most_requests(scenario, profiles) if record else 0
         static = scenarios.static_tables(scenario, terms, profiles, networks, dispatch, log)
         sizes = {"requests": scenario.requests_max, "events": 2 * scenario.requests_max + scenario.duels_max}
