@@ -138,13 +138,17 @@ class UniformPolicy:
 
 
 class OnnxPolicy:
-    """A trained policy on disk: FOLDER/NAME/{policy.onnx, card.yaml}. Greedy, or sampled from a seed."""
+    """A trained policy on disk: FOLDER/NAME/{policy.onnx, card.yaml}.
 
-    def __init__(self, folder: str | Path, *, sample_seed: int | None = None) -> None:
+    Its actions are drawn, from a seed, as they were in training: what a market teaches its players is a mixed strategy, and the
+    most probable levels alone are another, worse one.
+    """
+
+    def __init__(self, folder: str | Path, *, sample_seed: int | None = 0) -> None:
         """Load and check a policy.
 
         folder       holds policy.onnx and card.yaml
-        sample_seed  draw actions from the policy's distribution with this seed; None: take the most probable
+        sample_seed  draw actions from the policy's distribution with this seed; None: take the most probable levels
         errors       PolicyError when a file is missing, damaged, of another layout, or gives values that are not finite
         """
         self.folder = Path(folder)
@@ -198,7 +202,7 @@ def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
 
     name_or_path  single, paper, paper_central, central, uniform, fixed:ACCEPT-FORWARD-COMMIT (levels 0..4), the name of a
                   folder in policies_trained, or the path of a folder
-    seed          of `uniform`
+    seed          of the draws of `uniform` and of trained policies
     errors        PolicyError for a name that is not known and for a folder that cannot be used
     """
     text = str(name_or_path)
@@ -208,11 +212,11 @@ def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
         return Baseline(text, "policy", "market", LevelsPolicy(text, _levels(text)))
     for folder in (Path(text), Path(FOLDER) / text):
         if folder.is_dir():
-            return learned(folder)
+            return learned(folder, sample_seed=seed)
     raise PolicyError(f"policies: there is no {text}; {_did_you_mean(text)}")
 
 
-def learned(folder: str | Path, *, sample_seed: int | None = None) -> Baseline:
+def learned(folder: str | Path, *, sample_seed: int | None = 0) -> Baseline:
     """Load the trained policy of a folder as what steers all providers; errors as in OnnxPolicy."""
     policy = OnnxPolicy(folder, sample_seed=sample_seed)
     return Baseline(policy.name, "policy", "market", policy)

@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, name: str, 
     whole = train(tmp_path / "whole", name=name, schedule=schedule)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "part", StoppedMarket(SLOTS, 2 * ROLLOUT + 3), name=name, schedule=schedule)
-    torch.rand(5), np.random.rand(5)  # what happens in between does not matter
+    torch.rand(5)  # what happens in between does not matter
     rest = train(tmp_path / "rest", name=name, schedule=schedule, resume=tmp_path / "part")
     assert rest.steps == whole.steps == 4 * ROWS
     assert same(weights(rest), weights(whole))
@@ -204,6 +204,16 @@ def test_a_checkpoint_that_lacks_a_part_is_refused_by_name(tmp_path: Path) -> No
     disk.write(tmp_path / "a" / "checkpoint.npz", stored._replace(arrays=arrays))
     with pytest.raises(CheckpointError, match=r"lacks 'action_net\.bias'"):
         train(tmp_path / "b", resume=tmp_path / "a")
+
+
+def test_a_state_that_the_environment_refuses_is_refused_by_the_checkpoints_name(tmp_path: Path) -> None:
+    class OtherMarket(FakeMarket):
+        def restore(self, state: Mapping[str, Any]) -> None:
+            raise ValueError("saved state: it is of another scenario")
+
+    train(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"a: saved state: it is of another scenario; give the settings of that run"):
+        train(tmp_path / "b", OtherMarket(SLOTS), resume=tmp_path / "a")
 
 
 def test_a_finished_run_that_is_resumed_has_nothing_to_do(tmp_path: Path) -> None:
