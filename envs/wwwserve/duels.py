@@ -80,6 +80,15 @@ def is_open(w, k, generation):
 
 
 @rule
+def call_off(w, request):
+    """End the duel over a request that is dispatched anew without a decision: its first executor will not answer."""
+    if is_open(w, request.duel, request.generation):
+        w.duel[request.duel].open = 0
+        w.duel[request.duel].request = NONE
+    request.duel = NONE
+
+
+@rule
 def on_answer(w, n, r, now):
     """One of the two answers is in at the origin; with both, judges are drawn."""
     request = w.request[r]

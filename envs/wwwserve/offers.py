@@ -109,7 +109,7 @@ def on_offer(w, n, r, q, now):
     node = w.node[g]
     back_s = delay_s(w, n, q, request.origin)
     if node.online == 0:
-        send(w, n, now - back_s + w.terms[0].offer_timeout_s, SILENCE, r, q)
+        send(w, n, max(now, now - back_s + w.terms[0].offer_timeout_s), SILENCE, r, q)
         return
     node.offers_received += 1
     engine = w.engine[g]

@@ -1,11 +1,12 @@
 """What travels back: acceptances, answers and votes reach the origin; work that a crash has swallowed returns to it."""
 
 from envs.wwwserve.answers import answer, fail_and_free
-from envs.wwwserve.duels import begin_duel, is_open, on_answer, on_vote
+from envs.wwwserve.central import schedule
+from envs.wwwserve.duels import begin_duel, call_off, is_open, on_answer, on_vote
 from envs.wwwserve.offers import dispatch
 from envs.wwwserve.pool import chance, free_slot
 from envs.wwwserve.serve import put
-from envs.wwwserve.state import COPY, JUDGE, LOST, MARKET, NONE, USER
+from envs.wwwserve.state import COPY, JUDGE, LOST, MARKET, MARKET_DISPATCH, NONE, USER
 from market import gossip, ledger, provider
 from market.rule import rule
 
@@ -101,7 +102,11 @@ def recover(w, n, p, now):
         request.held_micro = 0
         w.node[g].away -= 1
         w.net[n].lost -= 1
-        if request.kind == USER and request.answered == 0:
+        if request.kind != USER or request.answered == 1:
+            free_slot(w, n, r)
+            continue
+        call_off(w, request)
+        if setting.dispatch == MARKET_DISPATCH:
             dispatch(w, n, p, r, now)
         else:
-            free_slot(w, n, r)
+            schedule(w, n, p, r, now)

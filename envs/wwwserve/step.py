@@ -123,20 +123,22 @@ def _post_intent(w, n, p, actions, now):
 
 @rule
 def _open_tick(w, n, p, now):
-    """Upkeep of provider p before a tick: pinned rules set their intent anew, stake moves towards its target."""
+    """Upkeep of provider p before a tick: pinned rules set their intent anew, stake moves towards its target unless it is offline."""
     setting = w.setting[0]
     terms = w.terms[0]
     g = n * setting.providers + p
     node = w.node[g]
     account = w.account[g]
-    if w.driver[g].pinned == 1 and node.online == 1:
+    ledger.mature(account, now)
+    if node.online == 0:
+        return
+    if w.driver[g].pinned == 1:
         engine = w.engine[g]
         serving.advance(engine, w.profile[g], w.request, now)
         intent_of_paper(node, terms, serving.usage(engine, w.profile[g]), engine.waiting, node.queued)
         target = node.stake_target_micro
     else:
         target = int(node.stake_share * ledger.wealth(account))
-    ledger.mature(account, now)
     ledger.steer_stake(account, target, int(terms.stake_rate_micro * setting.tick_s), now + terms.unbond_s)
 
 

@@ -16,10 +16,10 @@ MICRO = 1_000_000
 BALANCES = ("credit_micro", "stake_micro", "escrow_micro", "unbonding_micro")
 
 
-def accounts(*credits: int, stake: int = 0) -> Any:
-    """One account for each credit (micro-credits), all with the same stake."""
-    out = table(ACCOUNT, *({} for _ in credits))
-    for place, credit in enumerate(credits):
+def accounts(*owned: int, stake: int = 0) -> Any:
+    """One account for each credit (micro-credits) owned, all with the same stake."""
+    out = table(ACCOUNT, *({} for _ in owned))
+    for place, credit in enumerate(owned):
         ledger.open_account(out[place], credit, stake)
     return out
 
