@@ -21,17 +21,14 @@ def _may_offer(w, n, p, request):
 
 @rule
 def _decide(w, n, p, r, forecast, now):
-    """Ask the provider's rules what to do with own request r."""
+    """Ask the provider's rules what to do with own request r; chance is drawn only where they leave something to it."""
     g = n * w.setting[0].providers + p
-    request = w.request[r]
     node = w.node[g]
-    fits = forecast <= node.forward_ceiling * max(request.deadline_s - now, provider.PATIENCE_S)
     kv_use = serving.usage(w.engine[g], w.profile[g])
-    if fits and kv_use < node.usage_target:
-        return provider.LOCAL
+    remaining_s = w.request[r].deadline_s - now
     u_offload = chance(w, n, p, MARKET) if node.p_offload < 1.0 else 0.0
     u_queue = chance(w, n, p, MARKET) if node.p_queue < 1.0 else 0.0
-    return provider.on_arrival(node, kv_use, forecast, request.deadline_s - now, _may_offer(w, n, p, request), u_offload, u_queue)
+    return provider.on_arrival(node, kv_use, forecast, remaining_s, _may_offer(w, n, p, w.request[r]), u_offload, u_queue)
 
 
 @rule

@@ -149,36 +149,39 @@ def drop_due(w, g, r):
 
 
 @rule
-def push_queue(w, g, r):
-    """Append a request to the queue of provider g (absolute)."""
+def _count_in(w, g, r):
+    """Count a request into the queue of provider g (absolute)."""
     node = w.node[g]
     request = w.request[r]
     request.state = QUEUED
     request.waited = 1
-    request.next = NONE
-    if node.queue_head == NONE:
-        node.queue_head = r
-    else:
-        w.request[node.queue_tail].next = r
-    node.queue_tail = r
     node.queued += 1
     node.queued_prompt += request.prompt_tokens
     node.queued_output += request.forecast_tokens
 
 
 @rule
+def push_queue(w, g, r):
+    """Append a request to the queue of provider g (absolute)."""
+    node = w.node[g]
+    w.request[r].next = NONE
+    if node.queue_head == NONE:
+        node.queue_head = r
+    else:
+        w.request[node.queue_tail].next = r
+    node.queue_tail = r
+    _count_in(w, g, r)
+
+
+@rule
 def push_front(w, g, r):
     """Put a request that has waited before back at the front of the queue of provider g (absolute)."""
     node = w.node[g]
-    request = w.request[r]
-    request.state = QUEUED
-    request.next = node.queue_head
+    w.request[r].next = node.queue_head
     if node.queue_head == NONE:
         node.queue_tail = r
     node.queue_head = r
-    node.queued += 1
-    node.queued_prompt += request.prompt_tokens
-    node.queued_output += request.forecast_tokens
+    _count_in(w, g, r)
 
 
 @rule
