@@ -104,21 +104,26 @@ def _parse(overrides: Sequence[str], multirun: bool, loader: ConfigLoader) -> li
     parser = OverridesParser.create(config_loader=loader)
     parsed, slips = [], []
     for text in overrides:
-        try:
-            override = parser.parse_override(text)
-            override.config_loader = loader
-            if not override.key_or_group:
-                raise HydraException(text)
-        except HydraException:
+        override = _parse_one(parser, text)
+        if override is None:
             rule = "cannot be read; quote it: KEY='VALUE'" if "=" in text[1:] else "is not KEY=VALUE or GROUP=OPTION; see --help"
             slips.append(Slip(SPOKEN, text, rule))
             continue
+        override.config_loader = loader
         slip = _group_slip(override, loader) or _sweep_slip(override, multirun)
         slips += [slip] if slip else []
         parsed.append(override)
     if slips:
         raise SettingsError(*slips)
     return parsed
+
+
+def _parse_one(parser: OverridesParser, text: str) -> Override | None:
+    try:
+        override = parser.parse_override(text)
+    except HydraException:
+        return None
+    return override if override.key_or_group else None
 
 
 def _group_slip(override: Override, loader: ConfigLoader) -> Slip | None:

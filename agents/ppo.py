@@ -256,7 +256,7 @@ class _Iterations(BaseCallback):
 
 def pack(model: Model, vec_env: Any, settings: Learner, wall_s: float, tracker_id: str | None) -> Checkpoint:
     """Gather all that the run's future depends on."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # the one that SB3 shuffles with
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the generator that SB3 shuffles with
     weights = {name: tensor.numpy(force=True).copy() for name, tensor in model.policy.state_dict().items()}
     moments = {
         f"{index}/{name}": tensor.numpy(force=True).copy()
@@ -306,6 +306,8 @@ def unpack(stored: Checkpoint, model: Model, vec_env: Any, settings: Learner, pl
         model._last_episode_starts = stored.arrays["last/episode_starts"]
     except KeyError as error:
         raise CheckpointError(f"{place}: lacks {error}; take an older checkpoint, or start anew without resume") from error
+    except ValueError as error:  # the environment's word on a state that is not its own
+        raise CheckpointError(f"{place}: {error}; give the settings of that run") from error
 
 
 def _unpack_weights(stored: Checkpoint, model: Model) -> None:
@@ -332,7 +334,7 @@ def _unpack_random(stored: Checkpoint) -> None:
         int(has_gauss),
         float(gauss),
     )
-    np.random.set_state(state)  # the one that SB3 shuffles with
+    np.random.set_state(state)  # noqa: NPY002 - the generator that SB3 shuffles with
 
 
 def _shape(model: Model, vec_env: Any, settings: Learner) -> dict[str, Any]:
