@@ -1,8 +1,13 @@
-"""Terms: every number has a range, money becomes micro-credits, silence is judged by the size of the network."""
+"""Terms: every number has a range, money becomes micro-credits, silence is judged by the size of the network.
+
+`python -m tests.market.test_terms` writes the table of terms in docs/market.md anew.
+"""
 
 import math
+import re
 from dataclasses import asdict, fields, replace
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
@@ -15,6 +20,9 @@ from settings import read as read_settings
 from tests.market import rows
 from tests.market.rows import TERMS
 
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "market.md"
+MARKS = ("<!-- terms: written by `python -m tests.market.test_terms` -->\n", "<!-- end of terms -->\n")
 RANGES = {field.name: get_args(field.type) for field in fields(Terms)}
 SHIPPED = sorted(entry.name for entry in (resources.files("conf") / "market").iterdir() if entry.name.endswith(".yaml"))
 
@@ -66,3 +74,30 @@ def test_terms_that_are_not_money_are_taken_as_they_are() -> None:
 def test_the_limits_of_silence_grow_with_the_logarithm_of_the_network(providers: int, rounds: float) -> None:
     row = record(replace(TERMS, gossip_s=3.0, suspect_rounds=2.0, gone_rounds=4.0), providers)
     assert row["suspect_s"] == pytest.approx(2.0 * 3.0 * rounds) and row["gone_s"] == pytest.approx(4.0 * 3.0 * rounds)
+
+
+def terms_table() -> str:
+    """Make the table of docs/market.md: each term with its value, unit, range, and what stands beside it in the file."""
+    text = (ROOT / "conf" / "market" / "paper.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    notes = {line.split(":")[0]: line.partition("#")[2].strip() for line in text.splitlines() if not line.startswith("#")}
+    lines = ["| term | value | unit | range | note |", "|---|---:|---|---|---|"]
+    for name, (_, limit) in RANGES.items():
+        note = re.sub(r"\s{2,}", "; ", notes[name])
+        lines.append(f"| `{name}` | {values[name]:g} | {limit.unit} | {limit.low:g} to {limit.high:g} | {note} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(text: str) -> str:
+    """Put the table between the marks of the page."""
+    before, rest = text.split(MARKS[0])
+    return before + MARKS[0] + terms_table() + MARKS[1] + rest.split(MARKS[1])[1]
+
+
+def test_the_page_shows_the_terms_as_they_are() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_table(text), "docs/market.md is out of date: run `python -m tests.market.test_terms`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
