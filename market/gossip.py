@@ -1,6 +1,6 @@
 """Rosters: what one provider believes about all, spread by exchange of versioned rows; who is alive, suspect, gone."""
 
-from market.rule import layout, rule
+from market.rule import SHORT, layout, rule
 
 ALIVE = 0
 SUSPECT = 1
@@ -9,14 +9,14 @@ NONE = -1
 
 ROW = layout(
     version=int,  # grows with every beat of its subject; an incarnation is a jump (see `beat`)
-    status=int,  # ALIVE, SUSPECT, GONE: the observer's own belief
     changed_s=float,  # when the observer last heard something newer, or began to suspect
     posted_s=float,  # when the subject wrote this row, on its own clock of seconds since the start
     wait_s=float,  # forecast wait there
     usage=float,  # share of its KV blocks in use
     accepts=float,  # 1 when its posted intent takes delegated work at all, else 0
-    duels_won=int,
-    duels_lost=int,
+    status=SHORT,  # ALIVE, SUSPECT, GONE: the observer's own belief
+    duels_won=SHORT,
+    duels_lost=SHORT,
 )
 INCARNATION = 1 << 32
 """Version step of a restart: a provider that comes back outranks every row of its former life."""
@@ -84,14 +84,15 @@ def partner(rows, first_row, providers, self_index, u):
     for peer in range(providers):
         if peer != self_index and rows[first_row + peer].status != GONE:
             open_peers += 1
-    any_peer = open_peers == 0
-    if any_peer:
+    if open_peers == 0:
         open_peers = providers - 1
     if open_peers == 0:
         return NONE
     place = min(int(u * open_peers), open_peers - 1)
+    if open_peers == providers - 1:
+        return place + 1 if place >= self_index else place
     for peer in range(providers):
-        if peer != self_index and (any_peer or rows[first_row + peer].status != GONE):
+        if peer != self_index and rows[first_row + peer].status != GONE:
             if place == 0:
                 return peer
             place -= 1

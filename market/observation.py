@@ -7,7 +7,7 @@ end are squashed by x / (1 + x) around a stated half-way point.
 from typing import NamedTuple
 
 from market.ledger import wealth
-from market.provider import forecast_here, wait_here
+from market.provider import forecast_here_after, wait_here
 from market.rule import rule
 from market.serving import BLOCK_TOKENS, decode_s, usage
 
@@ -79,7 +79,8 @@ OBSERVATION_NAMES = tuple(entry.name for entry in OBSERVATION_TABLE)
 
 @rule
 def _half_way(x, half):
-    return x / (half + x) if x > 0.0 else 0.0
+    x = max(0.0, x)
+    return x / (half + x)
 
 
 @rule
@@ -88,8 +89,9 @@ def _write_load(out, node, engine, profile, oldest_s, slo):
     out[0] = usage(engine, profile)
     out[1] = engine.running / profile.max_num_seqs
     out[2] = _half_way(engine.waiting + node.queued, 8.0)
-    out[3] = _half_way(wait_here(node, engine, profile), slo)
-    out[4] = _half_way(forecast_here(node, engine, profile, node.mean_prompt, node.mean_forecast), slo)
+    wait_s = wait_here(node, engine, profile)
+    out[3] = _half_way(wait_s, slo)
+    out[4] = _half_way(forecast_here_after(node, engine, profile, wait_s, node.mean_prompt, node.mean_forecast), slo)
     out[5] = _half_way(oldest_s, slo)
     out[6] = _half_way(work, slo * node.capacity_tps + 1.0)
 

@@ -8,7 +8,7 @@ import math
 
 from market.action import INTENT_FIELDS
 from market.rule import layout, rule
-from market.serving import BLOCK_TOKENS, decode_s, forecast_s, forecast_wait_s, usage
+from market.serving import BLOCK_TOKENS, decode_s, forecast_after_s, forecast_wait_s, usage
 
 LOCAL = 0
 """Place the request at home: it will be executed here."""
@@ -111,11 +111,17 @@ def price(terms, prompt, output):
 @rule
 def forecast_here(node, engine, profile, prompt, output):
     """Forecast (s) from now to the last token of a request placed here behind all that is queued here."""
-    return forecast_s(
+    return forecast_here_after(node, engine, profile, wait_here(node, engine, profile), prompt, output)
+
+
+@rule
+def forecast_here_after(node, engine, profile, wait_s, prompt, output):
+    """`forecast_here` when `wait_here` (s) is known already."""
+    return forecast_after_s(
         profile,
+        wait_s,
         engine.running,
         engine.kv_tokens,
-        engine.due_tokens,
         engine.waiting + node.queued,
         engine.waiting_prompt + node.queued_prompt,
         engine.waiting_output + node.queued_output,

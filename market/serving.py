@@ -40,6 +40,7 @@ __all__ = [
     "collect",
     "decode_s",
     "enqueue",
+    "forecast_after_s",
     "forecast_s",
     "forecast_wait_s",
     "is_idle",
@@ -316,14 +317,20 @@ def forecast_s(profile, running, kv_tokens, due_tokens, ahead, ahead_prompt, ahe
     The other arguments are those of `forecast_wait_s`. Exact for an empty engine and a prompt of one chunk; prefills of
     requests that come later are not foreseen.
     """
-    wait = forecast_wait_s(profile, running, kv_tokens, due_tokens, ahead, ahead_prompt, ahead_output)
+    wait_s = forecast_wait_s(profile, running, kv_tokens, due_tokens, ahead, ahead_prompt, ahead_output)
+    return forecast_after_s(profile, wait_s, running, kv_tokens, ahead, ahead_prompt, ahead_output, prompt, output)
+
+
+@rule
+def forecast_after_s(profile, wait_s, running, kv_tokens, ahead, ahead_prompt, ahead_output, prompt, output):
+    """`forecast_s` when `forecast_wait_s` (s) is known already: it is half of the work."""
     others = min(float(running + ahead), profile.max_num_seqs - 1.0)
     capacity = float(BLOCK_TOKENS * profile.kv_blocks)
     chunks = max(math.ceil(prompt / profile.max_num_batched_tokens), 1)
     attention = 0.5 * prompt * prompt / chunks
     prefill = chunks * _iteration_s(profile, others, min(float(kv_tokens), capacity), prompt / chunks, attention)
     held = min(kv_tokens + ahead_prompt + 0.5 * ahead_output + prompt + 0.5 * output, capacity)
-    return wait + prefill + max(output - 1.0, 0.0) * decode_s(profile, others + 1.0, held) + profile.h_s
+    return wait_s + prefill + max(output - 1.0, 0.0) * decode_s(profile, others + 1.0, held) + profile.h_s
 
 
 @rule

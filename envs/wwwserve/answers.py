@@ -51,6 +51,13 @@ def miss(w, g, request):
 
 
 @rule
+def _close_due(w, g, r):
+    """Take an own request of provider g (absolute) off the deadlines that are still to come."""
+    if w.request[r].missed == 0:
+        drop_due(w, g, r)
+
+
+@rule
 def answer(w, n, r, executor, answered_s, first_token_s):
     """Give a user the answer: the first one counts, a second one changes nothing."""
     request = w.request[r]
@@ -59,7 +66,7 @@ def answer(w, n, r, executor, answered_s, first_token_s):
     request.answered = 1
     g = n * w.setting[0].providers + request.origin
     latency = answered_s - request.arrival_s
-    drop_due(w, g, r)
+    _close_due(w, g, r)
     if attained(latency, w.node[g].slo_s):
         w.driver[g].attained += 1
     else:
@@ -82,7 +89,7 @@ def fail(w, n, r):
         return
     request.answered = 1
     g = n * w.setting[0].providers + request.origin
-    drop_due(w, g, r)
+    _close_due(w, g, r)
     miss(w, g, request)
     w.net[n].failed += 1
     if request.log_row != NONE:
@@ -99,7 +106,8 @@ def fail_and_free(w, n, r):
 @rule
 def count_due(w, g, now):
     """Count every own request of provider g (absolute) whose deadline has passed as a miss, at its deadline."""
-    r = w.driver[g].due_head
-    while r != NONE and w.request[r].deadline_s <= now:
+    driver = w.driver[g]
+    while driver.due_head != NONE and w.request[driver.due_head].deadline_s <= now:
+        r = driver.due_head
+        drop_due(w, g, r)
         miss(w, g, w.request[r])
-        r = w.request[r].due_next

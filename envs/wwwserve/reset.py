@@ -125,6 +125,7 @@ def _open_provider(w, n, p):
     driver.due_tail = NONE
     driver.attained = 0
     driver.missed = 0
+    driver.lost = 0
     driver.tokens_mark = 0
     driver.wealth_mark = ledger.wealth(w.account[g])
     driver.decision_s = 0.0
@@ -172,7 +173,6 @@ def _open_slots(w, n):
         w.duel[k].request = NONE
         w.duel[k].generation = 0
     net.duels = 0
-    net.lost = 0
     net.logged = 0
     net.arrived = 0
     net.answered = 0

@@ -77,8 +77,9 @@ def lose(w, n, q, r):
         fail_and_free(w, n, r)
         return
     request.state = LOST
-    w.node[n * w.setting[0].providers + q].guests -= 1
-    w.net[n].lost += 1
+    first = n * w.setting[0].providers
+    w.node[first + q].guests -= 1
+    w.driver[first + request.origin].lost += 1
 
 
 @rule
@@ -101,7 +102,7 @@ def recover(w, n, p, now):
         ledger.settle(w.account, g, g, request.held_micro, 0)
         request.held_micro = 0
         w.node[g].away -= 1
-        w.net[n].lost -= 1
+        w.driver[g].lost -= 1
         if request.kind != USER or request.answered == 1:
             free_slot(w, n, r)
             continue

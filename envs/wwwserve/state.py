@@ -26,7 +26,8 @@ GAP, LENGTH, BURST, MARKET, GOSSIP, CHURN, SETUP, EPISODE = range(PURPOSES)
 """What a draw is for: each provider has one stream of chance for each, so that demand does not depend on decisions."""
 
 FREE, QUEUED, OFFERED, REMOTE, RUNNING, RETURNING, LOST = range(7)
-"""State of a request slot: unused; in a provider's queue; on offer; on its way to its executor; in an engine; answer under way; executor crashed."""
+"""State of a request slot: unused; in a provider's queue; on offer; on its way to its executor; in an engine; answer under way;
+executor crashed."""
 USER, COPY, JUDGE = range(3)
 """Kind of a request: a user's, the second copy of a duelled one, a judge's."""
 
@@ -109,19 +110,20 @@ DRIVER = layout(
     region=int,
     kind=int,  # index into the kinds of demand
     pinned=int,  # 1: follows the paper's rules, whatever action is given
-    due_head=int,  # own unanswered requests by deadline
+    due_head=int,  # own unanswered requests by deadline, as far as it is to come
     due_tail=int,
-    segments=int,
-    until_s=(float, SEGMENTS + 1),
-    rate=(float, SEGMENTS + 1),  # requests per s
-    bursting=int,
-    toggle_s=float,
-    trace_place=int,
     attained=int,  # since the last step
     missed=int,
     tokens_mark=int,
     wealth_mark=int,
+    lost=int,  # own requests whose executor crashed, as long as this is not known here
     draws=(int, PURPOSES),
+    segments=int,
+    bursting=int,
+    toggle_s=float,
+    trace_place=int,
+    until_s=(float, SEGMENTS + 1),
+    rate=(float, SEGMENTS + 1),  # requests per s
 )
 
 NET = layout(
@@ -135,7 +137,6 @@ NET = layout(
     events=int,
     order=int,
     duels=int,
-    lost=int,  # requests whose executor crashed and whose origin does not know it yet
     logged=int,
     room=int,  # KV tokens of the smallest engine: every request fits in it, so that any provider can execute it
     arrived=int,  # user requests

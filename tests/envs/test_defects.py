@@ -95,7 +95,7 @@ def all_is_over(batch: Batch) -> State:
     state = batch.save()
     net = state["net"][0]
     assert net["arrived"] > 0 and net["arrived"] == net["answered"] + net["failed"]
-    assert not (state["request"]["state"] != FREE).any() and net["lost"] == 0
+    assert not (state["request"]["state"] != FREE).any() and not state["driver"]["lost"].any()
     assert not state["account"]["escrow_micro"].any() and not state["node"]["away"].any() and not state["node"]["guests"].any()
     assert not state["duel"]["open"].any() and net["duels"] == net["events"] == 0
     return state
