@@ -62,5 +62,6 @@ def idle_where_masked(levels: NDArray[np.int64], masks: NDArray[np.int8]) -> NDA
     masks    (..., 15)
     """
     inside = (levels >= 0) & (levels < LEVELS)
-    allowed = np.take_along_axis(masks, _FIRST + np.where(inside, levels, 0), axis=-1)
-    return np.where(inside & (allowed == 0), 0, levels)
+    row = np.arange(0, masks.size, MASK_SIZE).reshape(*levels.shape[:-1], 1)
+    allowed = masks.reshape(-1).take(row + _FIRST + levels, mode="clip")
+    return np.where(inside, levels * allowed, levels)
