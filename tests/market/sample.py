@@ -111,7 +111,9 @@ class Sample:
         g = self.whole(COUNT)
         node, engine, profile, terms = self.nodes[g], self.engine[0], self.profile[0], to_record(TERMS, COUNT)[0]
         forecast = provider.forecast_here(node, engine, profile, self.whole(99) + 1, self.whole(99) + 1)
-        self.note(forecast, provider.wait_here(node, engine, profile), provider.price(terms, self.whole(999), self.whole(9999)))
+        wait_s = provider.wait_here(node, engine, profile)
+        self.note(wait_s, provider.forecast_here_after(node, engine, profile, wait_s, 9, 9))
+        self.note(forecast, provider.price(terms, self.whole(999), self.whole(9999)))
         self.note(provider.on_arrival(node, self.u(), forecast, 2.0 * self.u(), self.whole(2), self.u(), self.u()))
         self.note(provider.on_offer(node, self.u(), forecast, 2.0 * self.u(), self.u()), provider.place_refused(node, self.u()))
         self.note(provider.may_start(node, engine, profile, 1 + self.whole(3), self.whole(2)))

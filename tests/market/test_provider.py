@@ -166,6 +166,8 @@ def test_a_forecast_here_counts_the_own_queue_and_that_of_the_engine() -> None:
     put_all(engine, waiting=9, waiting_prompt=900, waiting_output=9_000)
     assert behind > alone
     assert provider.forecast_here(node_of(), engine, profile, 50, 50) == behind
+    wait_s = provider.wait_here(node_of(), engine, profile)
+    assert provider.forecast_here_after(node_of(), engine, profile, wait_s, 50, 50) == behind
 
 
 def test_an_empty_provider_has_no_wait() -> None:
