@@ -39,7 +39,9 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-docs: $(VENV)/.dev ## write the generated tables of docs/ anew
+docs: $(VENV)/.dev ## write the tables and the picture of docs/ that programs make
+	$(RUN) -m envs.wwwserve.page
+	$(RUN) -m tests.test_profiles
 	$(RUN) -m tests.test_docs
 
 clean: ## remove .venv, caches and build folders; runs/ and policies_trained/ stay
