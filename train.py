@@ -151,11 +151,26 @@ def train(config: DictConfig | Mapping[str, Any], folder: Path | None = None, fi
     tracker = _open_tracker(plan, folder)
     failed = True
     try:
-        result = _run(plan, folder, tracker)
+        with _torch_cache(folder / "torch"):
+            result = _run(plan, folder, tracker)
         failed = False
         return result
     finally:
         tracker.finish(failed=failed)
+
+
+@contextmanager
+def _torch_cache(folder: Path) -> Iterator[None]:
+    """Have torch make its cache folder here, to be removed, and not in the temporary directory, to be left."""
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if before is None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open_tracker(plan: Plan, folder: Path) -> "Tracker":
@@ -238,23 +253,8 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
         command=_command(plan),
         scores={},
     )
-    with _torch_cache(folder / "torch"):
-        policy = export(trained.model.policy, Path(plan.top.output) / plan.name, origin)
+    policy = export(trained.model.policy, Path(plan.top.output) / plan.name, origin)
     return policy, trained.steps, trained.wall_s
-
-
-@contextmanager
-def _torch_cache(folder: Path) -> Iterator[None]:
-    """Have torch make its cache folder here, to be removed, and not in the temporary directory, to be left."""
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if before is None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _command(plan: Plan) -> str:
