@@ -216,12 +216,11 @@ def _run(plan: Plan, folder: Path, tracker: "Tracker") -> Result:
 
 def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> tuple[Path, int, float]:
     """Train and export; returns the policy's folder, the agent-steps and the seconds of learning."""
-    from envs.wwwserve.sb3 import SB3Market
-
     from agents.export import Origin, export
     from agents.ppo import learn
     from agents.provenance import source
     from envs.wwwserve.batch import PART_NAMES, Batch
+    from envs.wwwserve.sb3 import SB3Market
 
     batch = Batch(plan.scenario, plan.terms, plan.profiles, networks=settings.networks, seed=plan.top.seed, stagger=True)
     pay = plan.scenario.reward
