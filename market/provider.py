@@ -215,11 +215,13 @@ def tick(node, span_s):
     """Let `span_s` pass for the averages over time."""
     fast = min(span_s / FAST_S, 1.0)
     slow = min(span_s / SLOW_S, 1.0)
-    rate = node.arrivals / span_s
+    rate = node.arrivals / span_s if node.arrivals > 0 else 0.0
+    income = node.income_micro / span_s if node.income_micro > 0 else 0.0
+    spend = node.spend_micro / span_s if node.spend_micro > 0 else 0.0
     node.rate_fast += fast * (rate - node.rate_fast)
     node.rate_slow += slow * (rate - node.rate_slow)
-    node.income_rate += slow * (node.income_micro / span_s - node.income_rate)
-    node.spend_rate += slow * (node.spend_micro / span_s - node.spend_rate)
+    node.income_rate += slow * (income - node.income_rate)
+    node.spend_rate += slow * (spend - node.spend_rate)
     node.arrivals = 0
     node.income_micro = 0
     node.spend_micro = 0

@@ -22,6 +22,9 @@ if _mode not in MODES:
 COMPILED = _mode == "compiled"
 
 SHORT = np.int32
+TINY = np.int8
+LINE = 64
+"""Bytes of a cache line: tables begin on one."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -37,7 +40,7 @@ def _digest(*folders: Path) -> str:
 
 def _cache_folder(source: Path) -> str:
     root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    if not os.access(root if os.path.isdir(root) else str(Path.home()), os.W_OK):
+    if not os.access(root if Path(root).is_dir() else str(Path.home()), os.W_OK):
         root = tempfile.gettempdir()
     return str(Path(root) / "wwwserve_rules" / _digest(Path(__file__).parent, source.parent))
 
@@ -78,7 +81,7 @@ def record_class(dtype: np.dtype) -> type:
     for name, (kind, *_) in fields.items():
         zero[name] = kind.base.type(0).item() if not kind.shape else [kind.base.type(0).item()] * kind.shape[0]
 
-    def __init__(self: Any) -> None:
+    def __init__(self: Any) -> None:  # noqa: N807 - it becomes the method of that name
         for name, value in zero.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
@@ -88,7 +91,9 @@ def record_class(dtype: np.dtype) -> type:
 def records(dtype: np.dtype, count: int) -> Any:
     """Make `count` zeroed records of `dtype`, indexed from 0."""
     if COMPILED:
-        return np.zeros(count, dtype)
+        raw = np.zeros(count * dtype.itemsize + LINE, np.uint8)
+        start = -raw.ctypes.data % LINE
+        return raw[start : start + count * dtype.itemsize].view(dtype)
     kind = record_class(dtype)
     return [kind() for _ in range(count)]
 
@@ -130,9 +135,10 @@ def fill(table: Any, values: np.ndarray) -> None:
 def layout(**fields: Any) -> np.dtype:
     """Describe a record: `layout(credit_micro=int, mean_s=float, heap=(int, 8))`; int is 64 bit, float is double.
 
-    `SHORT` stands for a 32-bit integer: for counts and indices in tables that have to stay small.
+    `SHORT` stands for a 32-bit integer: for counts and indices in tables that have to stay small;
+    `TINY` for an 8-bit one: a flag, a kind, a count below 128.
     """
-    kinds = {int: np.int64, float: np.float64, SHORT: np.int32}
+    kinds = {int: np.int64, float: np.float64, SHORT: np.int32, TINY: np.int8}
     return np.dtype(
         [(name, kinds[kind[0]], (kind[1],)) if isinstance(kind, tuple) else (name, kinds[kind]) for name, kind in fields.items()],
         align=True,

@@ -19,10 +19,9 @@ def _exchange(w, n, p, q, now):
     for subject in range(providers):
         row = w.row[mine + subject]
         other = w.row[theirs + subject]
-        if row.version > other.version:
-            gossip.merge(other, row, now)
-        else:
-            gossip.merge(row, other, now)
+        newer = row if row.version > other.version else other
+        older = other if row.version > other.version else row
+        gossip.merge(older, newer, now)
 
 
 @rule

@@ -12,7 +12,7 @@ from market.duel import DUEL
 from market.gossip import ROW
 from market.ledger import ACCOUNT
 from market.provider import NODE
-from market.rule import COMPILED, SHORT, layout, records
+from market.rule import COMPILED, SHORT, TINY, layout, records
 from market.serving import ENGINE, PROFILE, REQUEST
 from market.tables import World
 
@@ -20,7 +20,7 @@ NONE = -1
 NEVER = float("inf")
 SEGMENTS = 24
 """Most pieces of constant rate in a provider's demand."""
-BANNED = 10
+BANNED = 12
 PURPOSES = 8
 GAP, LENGTH, BURST, MARKET, GOSSIP, CHURN, SETUP, EPISODE = range(PURPOSES)
 """What a draw is for: each provider has one stream of chance for each, so that demand does not depend on decisions."""
@@ -39,7 +39,7 @@ def _extended(dtype: np.dtype, **more: Any) -> np.dtype:
     """A record layout that begins with the fields of another."""
     fields: dict[str, Any] = {}
     for name, (kind, *_) in (dtype.fields or {}).items():
-        scalar = {"int64": int, "int32": SHORT, "float64": float}[kind.base.name]
+        scalar = {"int64": int, "int32": SHORT, "int8": TINY, "float64": float}[kind.base.name]
         fields[name] = (scalar, kind.shape[0]) if kind.shape else scalar
     return layout(**fields, **more)
 
@@ -146,27 +146,27 @@ NET = layout(
 
 JOB = _extended(
     REQUEST,
-    state=SHORT,
-    kind=SHORT,
-    origin=SHORT,
-    executor=SHORT,
-    incarnation=SHORT,  # of the executor when it took the work
     arrival_s=float,
     deadline_s=float,
     offered_s=float,
     held_micro=int,  # escrowed for it
+    origin=SHORT,
+    executor=SHORT,
+    incarnation=SHORT,  # of the executor when it took the work
     duel=SHORT,
     generation=SHORT,  # of the duel
-    seat=SHORT,  # of the judge
-    waited=SHORT,  # has stood in its origin's queue before
-    placed=SHORT,  # decided to run where it stands
-    answered=SHORT,
-    missed=SHORT,  # already counted as a miss
-    asked=SHORT,  # candidates asked in this offer
-    banned_count=SHORT,
     due_previous=SHORT,
     due_next=SHORT,
     log_row=SHORT,
+    state=TINY,
+    kind=TINY,
+    seat=TINY,  # of the judge
+    waited=TINY,  # has stood in its origin's queue before
+    placed=TINY,  # decided to run where it stands
+    answered=TINY,
+    missed=TINY,  # already counted as a miss
+    asked=TINY,  # candidates asked in this offer
+    banned_count=TINY,
     banned=(SHORT, BANNED),
 )
 

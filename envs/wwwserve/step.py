@@ -88,9 +88,11 @@ def _on_wake(w, n, p):
 def _first_awake(wake, first, providers):
     """The provider that has something to do first."""
     best = 0
+    soonest = wake[first]
     for p in range(1, providers):
-        if wake[first + p] < wake[first + best]:
-            best = p
+        when = wake[first + p]
+        best = p if when < soonest else best
+        soonest = min(when, soonest)
     return best
 
 
@@ -123,7 +125,7 @@ def _post_intent(w, n, p, actions, now):
 
 @rule
 def _open_tick(w, n, p, now):
-    """Upkeep of provider p before a tick: pinned rules set their intent anew, stake moves towards its target unless it is offline."""
+    """Upkeep of provider p before a tick: pinned rules set their intent anew; stake moves towards its target, unless offline."""
     setting = w.setting[0]
     terms = w.terms[0]
     g = n * setting.providers + p
