@@ -106,7 +106,7 @@ def add_scores(folder: str | Path, scores: Scores) -> None:
 
 def to_onnx(actor: Actor) -> bytes:
     """Translate an actor to one self-contained ONNX file with any number of rows; the same actor gives the same bytes."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _Quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         path = Path(folder) / POLICY_FILE
         torch.onnx.export(
@@ -194,7 +194,7 @@ def _strip(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-class _quiet:
+class _Quiet:
     """Keep libraries that log to the terminal from doing so, unless it is an error."""
 
     def __init__(self, *names: str) -> None:

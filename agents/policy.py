@@ -324,7 +324,7 @@ def _allowed(mask: np.ndarray, count: int) -> NDArray[np.bool_]:
     """Check an action mask: (n, MASK_SIZE) -> (n, 3, 5) bool; every head must have a possible level."""
     if np.shape(mask) != (count, MASK_SIZE):
         raise PolicyError(f"mask must have shape ({count}, {MASK_SIZE}), as many rows as the observation, got {np.shape(mask)}")
-    allowed = (mask != 0).reshape(count, HEADS, LEVELS)
+    allowed: NDArray[np.bool_] = np.asarray(mask != 0).reshape(count, HEADS, LEVELS)
     if not allowed.any(axis=2).all():
         row, head = np.argwhere(~allowed.any(axis=2))[0]
         raise PolicyError(f"mask must leave a level of {ACTION_NAMES[head]} possible, got none in row {row}")
@@ -333,4 +333,5 @@ def _allowed(mask: np.ndarray, count: int) -> NDArray[np.bool_]:
 
 def _best(score: np.ndarray, allowed: NDArray[np.bool_]) -> Actions:
     """Take the possible level of the highest score: (n, 3, 5) -> (n, 3)."""
-    return np.where(allowed, score, -np.inf).argmax(axis=2).astype(np.int64, copy=False)
+    best: Actions = np.where(allowed, score, -np.inf).argmax(axis=2).astype(np.int64, copy=False)
+    return best

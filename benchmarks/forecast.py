@@ -56,7 +56,8 @@ def main() -> None:
         raise SystemExit("benchmarks.forecast: needs compiled rules; unset RULES")
     figures = {}
     print(
-        "| load | factor on its rate | `max_num_seqs` | mean latency, s | bias | mean absolute error |\n|---|---:|---:|---:|---:|---:|"
+        "| load | factor on its rate | `max_num_seqs` | mean latency, s | bias | mean absolute error |\n"
+        "|---|---:|---:|---:|---:|---:|"
     )
     for load, factor, slots in CASES:
         found = errors(load, factor, slots, 3_000)

@@ -1,7 +1,8 @@
 """Speed of the node core: `python -m benchmarks.serving`.
 
 Eight nodes on one core, every node advanced at every arrival, requests handed out in turn, finished ones collected and
-their records used again. The peer is the same engine without jumps: every iteration stepped. Compiled and plain Python, each in its own process.
+their records used again. The peer is the same engine without jumps: every iteration stepped. Compiled and plain Python, each
+in its own process.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""The rules of the market, once; see each file's head."""

@@ -16,7 +16,7 @@ if COMPILED:
     _word = np.uint64
 else:
 
-    def _word(value):  # type: ignore[no-untyped-def]
+    def _word(value):  # type: ignore[no-redef]
         return int(value) & 0xFFFF_FFFF_FFFF_FFFF
 
 

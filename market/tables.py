@@ -5,7 +5,7 @@ an array of base addresses. Plain rules get a plain object with lists; the sourc
 """
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,12 +28,16 @@ class World:
             self.address = int(self.addresses.ctypes.data)
             self.numba_type = WorldType(tuple((name, table.dtype) for name, table in tables.items()))
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
 
 if COMPILED:
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
-    from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, signature
+    from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_global, signature
     from numba.extending import (
         NativeValue,
         infer_getattr,
@@ -44,7 +48,6 @@ if COMPILED:
         typeof_impl,
         unbox,
     )
-    from numba.core.typing.templates import infer_global
     from numba.np.numpy_support import from_dtype
 
     class TableType(types.Type):
@@ -77,7 +80,8 @@ if COMPILED:
         number = c.pyapi.object_getattr_string(value, "address")
         address = c.pyapi.long_as_ulonglong(number)
         c.pyapi.decref(number)
-        return NativeValue(c.builder.inttoptr(address, ir.IntType(8).as_pointer()), is_error=cgutils.is_not_null(c.builder, c.pyapi.err_occurred()))
+        failed = cgutils.is_not_null(c.builder, c.pyapi.err_occurred())
+        return NativeValue(c.builder.inttoptr(address, ir.IntType(8).as_pointer()), is_error=failed)
 
     @infer_getattr
     class _WorldAttribute(AttributeTemplate):

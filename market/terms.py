@@ -60,6 +60,7 @@ class Terms:
 
 _MONEY = {"initial_credit", "initial_stake", "price_per_request", "price_per_ktoken", "judge_fee", "stake_rate"}
 
+
 def _field_kinds() -> dict[str, type]:
     kinds: dict[str, type] = {}
     for field in fields(Terms):

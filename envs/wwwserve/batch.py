@@ -4,6 +4,7 @@ Rewards, observations and masks are written into arrays that stay the same from 
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Batch:
         self._make_arrays()
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         bounds = np.linspace(0, networks, min(threads, networks) + 1).astype(int).tolist()
-        self._shares = list(zip(bounds[:-1], bounds[1:], strict=True))
+        self._shares = list(pairwise(bounds))
         self.reset(seed)
 
     def _make_arrays(self) -> None:
@@ -185,7 +186,9 @@ class Batch:
         mine = self.save()
         for name, array in mine.items():
             if name not in state or state[name].shape != array.shape or state[name].dtype != array.dtype:
-                raise ValueError(f"saved state: {name} must be {array.dtype} of shape {array.shape}; it is of another scenario, size or version")
+                raise ValueError(
+                    f"saved state: {name} must be {array.dtype} of shape {array.shape}; it is of another scenario, size or version"
+                )
         for name in STATE:
             fill(getattr(self.world, name), state[name])
         self.world.wake[:] = state["wake"] if hasattr(self.world.wake, "dtype") else state["wake"].tolist()

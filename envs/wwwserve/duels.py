@@ -8,7 +8,6 @@ from market import duel as rules
 from market import gossip, ledger, stake
 from market.rule import rule
 
-
 SPARE = 1
 """Request slots that duels leave to users."""
 

@@ -72,6 +72,10 @@ Episodes are truncated for all agents at once, at the scenario's horizon or afte
 ### Arguments
 
 ``` python
+import pettingzoo
+
+import envs.wwwserve
+
 env = pettingzoo.make(
     "parallel", "wwwserve/market-v0", scenario="wwwserve", market="paper", actions="levels", mask="observation",
     masked="refuse", max_cycles=None, render_mode=None,

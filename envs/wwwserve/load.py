@@ -20,7 +20,9 @@ def values(group: str, name: str) -> dict[str, Any]:
     known = names(group)
     if name not in known:
         raise SettingsError(Slip(f"conf/{group}", "", f"has no {name}.yaml; {did_you_mean(name, known)}"))
-    return yaml.load((resources.files("conf") / group / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    text = (resources.files("conf") / group / f"{name}.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.load(text, Loader=yaml.CSafeLoader)
+    return found
 
 
 def scenario(name: str) -> Scenario:

@@ -10,7 +10,7 @@ from envs.wwwserve import lengths, traces
 from envs.wwwserve.state import KIND, NEVER, PLACE, QUANTILE, SEGMENTS, SETTING, TRACE
 from market.rule import COMPILED, records
 from market.serving import BLOCK_TOKENS, PROFILE, SLOTS
-from market.terms import MICRO, Range, Terms, put, to_record
+from market.terms import Range, Terms, put, to_record
 from settings import SettingsError, Slip, did_you_mean
 
 Time = Annotated[float, Range(0.0, 1e7, "s")]
@@ -156,12 +156,12 @@ def _slips(scenario: Scenario, profiles: dict[str, Profile]) -> list[tuple[str, 
     if not scenario.providers:
         out.append(("providers", "must name at least one group of providers"))
     for origin in scenario.delay_s:
-        for other in scenario.delay_s:
-            if other not in scenario.delay_s[origin]:
-                out.append((f"delay_s.{origin}", f"must say the delay to {other}: no region may be unreachable"))
+        missing = [other for other in scenario.delay_s if other not in scenario.delay_s[origin]]
+        out += [(f"delay_s.{origin}", f"must say the delay to {other}: no region may be unreachable") for other in missing]
     for name, kind in scenario.kinds.items():
         if kind.lengths not in lengths.names():
-            out.append((f"kinds.{name}.lengths", f"names no length table: {kind.lengths!r}; {did_you_mean(kind.lengths, lengths.names())}"))
+            hint = did_you_mean(kind.lengths, lengths.names())
+            out.append((f"kinds.{name}.lengths", f"names no length table: {kind.lengths!r}; {hint}"))
     for i, group in enumerate(scenario.providers):
         out += [(f"providers[{i}].{key}", rule) for key, rule in _group_slips(group, scenario, profiles)]
     return out
@@ -190,7 +190,9 @@ def _group_slips(group: Group, scenario: Scenario, profiles: dict[str, Profile])
     return out
 
 
-def static_tables(scenario: Scenario, terms: Terms, profiles: dict[str, Profile], networks: int, dispatch: str, log: int) -> dict[str, Any]:
+def static_tables(
+    scenario: Scenario, terms: Terms, profiles: dict[str, Profile], networks: int, dispatch: str, log: int
+) -> dict[str, Any]:
     """Make the static tables of a world; the sizes of the others stand in `setting`."""
     names = sorted({name for group in scenario.providers for name in group.profiles})
     kinds = list(scenario.kinds)
@@ -220,7 +222,7 @@ def static_tables(scenario: Scenario, terms: Terms, profiles: dict[str, Profile]
         "profiles": _table(PROFILE, [{f.name: getattr(profiles[n], f.name) for f in fields(Profile)} for n in names]),
         "kind": _table(KIND, [_kind_row(scenario.kinds[name], i) for i, name in enumerate(kinds)]),
         "trace": _trace_table(trace_rows),
-        "length": _table(QUANTILE, [dict(zip(QUANTILE.names, row, strict=True)) for row in tables.reshape(-1, 3).tolist()]),
+        "length": _table(QUANTILE, [dict(zip(QUANTILE.names or (), row, strict=True)) for row in tables.reshape(-1, 3).tolist()]),
         "delay": _column([scenario.delay_s[a][b] for a in regions for b in regions], float),
     }
 
@@ -270,7 +272,10 @@ def _fill_place(place: Any, group: Group, spans: dict[str, tuple[int, int]], tra
     values |= {"gap_shape": 1.0 / demand.gap_cv**2 if demand.gap_cv != 1.0 else 1.0}
     values |= {"burst_factor": burst.factor, "burst_s": burst.burst_s, "calm_s": burst.calm_s}
     values |= {"trace_first": trace_first, "trace_count": trace_count, "join_s": online.join_s, "down_s": online.down_s}
-    values |= {"leave_s": online.leave_s if online.leave_s is not None else NEVER, "up_s": online.up_s if online.up_s is not None else NEVER}
+    values |= {
+        "leave_s": online.leave_s if online.leave_s is not None else NEVER,
+        "up_s": online.up_s if online.up_s is not None else NEVER,
+    }
     for name, value in values.items():
         put(place, name, value)
     for i, row in enumerate(demand.schedule):
@@ -329,8 +334,3 @@ def _requests_per_s(profile: Profile, kind: Kind) -> float:
     places = min(profile.max_num_seqs, BLOCK_TOKENS * profile.kv_blocks / mean + 1)
     step_s = max(profile.a_s, profile.a2_s + profile.b_s * places) + profile.c_s * places
     return 1.5 * places / (step_s * mean)
-
-
-def credits(micro: Any) -> Any:
-    """Micro-credits as credits, for people to read."""
-    return micro / MICRO

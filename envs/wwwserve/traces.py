@@ -26,7 +26,9 @@ def load(path: str | Path) -> np.ndarray:
         out = [_row(row, f"{file}: request {number}") for number, row in enumerate(rows, 1)]
     for number in range(1, len(out)):
         if out[number][0] < out[number - 1][0]:
-            raise ValueError(f"{file}: request {number + 1}: arrival_s must not fall, got {out[number][0]:g}; sort the trace by time")
+            raise ValueError(
+                f"{file}: request {number + 1}: arrival_s must not fall, got {out[number][0]:g}; sort the trace by time"
+            )
     if not out:
         raise ValueError(f"{file}: holds no request")
     return np.array(out)

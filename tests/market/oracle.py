@@ -1,4 +1,4 @@
-"""The oracle of the serving tests: a vLLM-V1 scheduler written token by token, with explicit lists, for reading rather than speed."""
+"""The oracle of the serving tests: a vLLM-V1 scheduler, token by token, with explicit lists: for reading rather than speed."""
 
 from dataclasses import dataclass, field
 
