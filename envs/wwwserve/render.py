@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODES = ("ansi", "human", "rgb_array")
 FRAMES_PER_S = 10
-TEXT_WIDTH = 120
+TEXT_WIDTH = 80
 MOST_NAMED = 3
 """Executors that a row names, those with most of the provider's work."""
 
@@ -79,14 +79,16 @@ def text(scene: Scene) -> str:
 
 
 def table(scene: Scene) -> "Table":
-    """Make the table of a network: one row a provider."""
+    """Make the table of a network, one row a provider; it fits a terminal of 80 columns."""
     from rich.table import Table
 
-    out = Table(title=f"{scene.title}  {scene.now_s:g} of {scene.horizon_s:g} s", title_justify="left")
-    out.add_column("provider", no_wrap=True)
-    for name in ("running", "waiting", "guests", "away", "KV use", "attained", "credit", "stake", "held"):
+    met = "-" if np.isnan(scene.market_attainment) else f"{scene.market_attainment:.0%}"
+    title = f"{scene.title}: {scene.now_s:g} of {scene.horizon_s:g} s, {met} attained of late"
+    out = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    out.add_column("", no_wrap=True)
+    for name in ("run", "wait", "guest", "away", "KV", "met", "credit", "stake", "held"):
         out.add_column(name, justify="right", no_wrap=True)
-    out.add_column("delegates to", no_wrap=True)
+    out.add_column("gives to", no_wrap=True)
     for p in range(len(scene.online)):
         out.add_row(*_row(scene, p), style=None if scene.online[p] else "dim")
     return out
@@ -95,15 +97,20 @@ def table(scene: Scene) -> "Table":
 def _row(scene: Scene, p: int) -> list[str]:
     sums = scene.credits
     share = scene.attainment[p]
-    to = [f"{q}: {scene.flows[p, q]}" for q in np.argsort(-scene.flows[p], kind="stable").tolist() if scene.flows[p, q]]
     load: list[Any] = [scene.running[p], scene.waiting[p], scene.guests[p], scene.away[p]]
     return [
-        f"provider_{p}" if scene.online[p] else f"provider_{p} offline",
+        f"provider_{p}",
         *(str(value) for value in load),
         f"{scene.kv_usage[p]:.0%}",
         "-" if np.isnan(share) else f"{share:.0%}",
         f"{sums['credit'][p]:.1f}",
         f"{sums['stake'][p]:.1f}",
         f"{sums['escrow'][p] + sums['unbonding'][p]:.1f}",
-        ", ".join(to[:MOST_NAMED]) + (" .." if len(to) > MOST_NAMED else "") if to else "-",
+        _executors(scene, p) if scene.online[p] else "offline",
     ]
+
+
+def _executors(scene: Scene, p: int) -> str:
+    """Name the providers that have most of this one's work."""
+    others = [int(q) for q in np.argsort(-scene.flows[p], kind="stable") if scene.flows[p, q]]
+    return " ".join(str(q) for q in others[:MOST_NAMED]) + (" .." if len(others) > MOST_NAMED else "")
