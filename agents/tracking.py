@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from agents.provenance import Source
 from agents.settings import Tracking, Wandb
+from settings import SettingsError, Slip
 
 Row = Sequence[str | int | float]
 
@@ -56,7 +57,7 @@ class Tracker(Protocol):
 def open_tracker(settings: Tracking, folder: Path, run: Run) -> Tracker:
     """Open the tracker that `settings` name, in the run's `folder`.
 
-    errors   SettingsError when W&B is asked to be online and there is no API key
+    errors   SettingsError when W&B is asked to be online and there is no API key, and when TensorBoard is not installed
     """
     if isinstance(settings, Wandb):
         from agents.tracking_wandb import WandbTracker
@@ -151,8 +152,12 @@ class TensorboardTracker:
     id: str | None = None
 
     def __init__(self, folder: Path, run: Run) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            way_out = "pip install 'wwwserve[tensorboard]', or take tracking=csv"
+            rule = f"is tensorboard, and the package {error.name} is not installed; {way_out}"
+            raise SettingsError(Slip("conf/tracking/tensorboard.yaml", "name", rule)) from error
         self.where: str | None = str(folder / "tensorboard")
         self._writer = SummaryWriter(self.where)
         self._writer.add_text("config", f"```\n{json.dumps(dict(run.config), indent=1, default=str)}\n```", 0)

@@ -49,6 +49,14 @@ def use(tracker: Tracker, folder: Path) -> None:
     tracker.finish()
 
 
+def test_tensorboard_that_is_not_installed_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(SettingsError, match="the package tensorboard is not installed; pip install 'wwwserve\\[tensorboard\\]'"):
+        open_tracker(LocalTracking("tensorboard"), tmp_path, RUN)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("settings", LOCAL, ids=lambda settings: settings.name)
 def test_a_local_tracker_takes_everything_and_writes_nowhere_else(
     settings: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
