@@ -161,12 +161,13 @@ def _close_tick(w, n, p, now):
 
 
 @rule
-def _reward(w, n, p, rewards, parts):
+def _reward(w, n, p, now, rewards, parts):
     """Write the reward of provider p for what happened since the last one, and its parts."""
     setting = w.setting[0]
     g = n * setting.providers + p
     driver = w.driver[g]
     engine = w.engine[g]
+    serving.advance(engine, w.profile[g], w.request, now)
     wealth = ledger.wealth(w.account[g])
     parts[g, 0] = driver.attained
     parts[g, 1] = driver.missed
@@ -238,7 +239,7 @@ def step_network(w, n, actions, observations, masks, rewards, parts, truncated, 
             _close_tick(w, n, p, (tick + 1) * setting.tick_s)
     until = (first_tick + setting.ticks) * setting.tick_s
     for p in range(setting.providers):
-        _reward(w, n, p, rewards, parts)
+        _reward(w, n, p, until, rewards, parts)
     if setting.social > 0.0:
         _blend(w, n, rewards)
     net.step += 1

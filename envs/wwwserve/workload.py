@@ -44,7 +44,10 @@ def next_arrival_s(w, n, p, now):
     place = w.place[p]
     driver = w.driver[n * setting.providers + p]
     if place.trace_count > 0:
-        return _next_of_trace(w, place, driver, setting.arrivals_until_s)
+        return _next_of_trace(w, place, driver, now, setting.arrivals_until_s)
+    if place.burst_factor != 1.0:
+        while driver.toggle_s <= now:  # the users of who was offline went on
+            _toggle(w, n, p, place, driver)
     left = _gap(w, n, p, place.gap_shape)
     t = now
     k = 0
@@ -69,7 +72,10 @@ def next_arrival_s(w, n, p, now):
 
 
 @rule
-def _next_of_trace(w, place, driver, until_s):
+def _next_of_trace(w, place, driver, now, until_s):
+    """The next row of a trace; those of a time when the provider was offline are passed over."""
+    while driver.trace_place < place.trace_count and w.trace[place.trace_first + driver.trace_place].arrival_s < now:
+        driver.trace_place += 1
     if driver.trace_place >= place.trace_count:
         return NEVER
     time_s = w.trace[place.trace_first + driver.trace_place].arrival_s
