@@ -158,6 +158,8 @@ def _slips(scenario: Scenario, profiles: dict[str, Profile]) -> list[tuple[str, 
     for origin in scenario.delay_s:
         missing = [other for other in scenario.delay_s if other not in scenario.delay_s[origin]]
         out += [(f"delay_s.{origin}", f"must say the delay to {other}: no region may be unreachable") for other in missing]
+        strange = [other for other in scenario.delay_s[origin] if other not in scenario.delay_s]
+        out += [(f"delay_s.{origin}.{other}", f"is no region; {did_you_mean(other, scenario.delay_s)}") for other in strange]
     for name, kind in scenario.kinds.items():
         if kind.lengths not in lengths.names():
             hint = did_you_mean(kind.lengths, lengths.names())
@@ -175,16 +177,32 @@ def _group_slips(group: Group, scenario: Scenario, profiles: dict[str, Profile])
         if not chosen:
             out.append((key, "must name at least one"))
         out += [(key, f"names none of the {key} known: {one!r}; {did_you_mean(one, names)}") for one in chosen if one not in names]
-    times = [until for until, _, _ in group.demand.schedule]
+    leave_s = group.online.leave_s
+    if leave_s is not None and leave_s <= group.online.join_s:
+        out.append(("online.leave_s", f"must be > join_s = {group.online.join_s:g}, got {leave_s:g}"))
+    return out + _demand_slips(group.demand, scenario.horizon_s)
+
+
+def _demand_slips(demand: Demand, horizon_s: float) -> list[tuple[str, str]]:
+    out: list[tuple[str, str]] = []
+    if demand.trace is not None:
+        try:
+            traces.load(demand.trace)
+        except ValueError as error:
+            out.append(("demand.trace", str(error)))
+        return out
+    times = [until for until, _, _ in demand.schedule]
+    if not times:
+        return [("demand", "must have a schedule or a trace")]
     if times != sorted(set(times)):
         out.append(("demand.schedule", f"must rise in time, got {times}"))
-    if times and times[-1] > scenario.horizon_s:
-        out.append(("demand.schedule", f"must end within horizon_s = {scenario.horizon_s:g}, got {times[-1]:g}"))
+    if times[-1] > horizon_s:
+        out.append(("demand.schedule", f"must end within horizon_s = {horizon_s:g}, got {times[-1]:g}"))
+    if demand.shift_s > times[-1]:
+        out.append(("demand.shift_s", f"must be <= {times[-1]:g}, the end of the schedule that it rotates, got {demand.shift_s:g}"))
     if len(times) > SEGMENTS:
         out.append(("demand.schedule", f"must have at most {SEGMENTS} pieces, got {len(times)}"))
-    if not times and group.demand.trace is None:
-        out.append(("demand", "must have a schedule or a trace"))
-    for j, (_, low, high) in enumerate(group.demand.schedule):
+    for j, (_, low, high) in enumerate(demand.schedule):
         if low > high:
             out.append((f"demand.schedule[{j}]", f"must have low <= high, got {low:g} > {high:g}"))
     return out
