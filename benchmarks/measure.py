@@ -1,9 +1,21 @@
-"""How a benchmark times and reports: the median of repeats, and one JSON line at the end."""
+"""How a benchmark times and reports: wall-clock and CPU time side by side, spreads, fresh processes, one JSON line at the end."""
 
 import json
+import os
+import re
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+WIDTH = 110
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
@@ -21,6 +33,122 @@ def median_s(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds(run, repeats))
 
 
-def report(name: str, figures: dict[str, object]) -> None:
-    """Print the figures of a benchmark as its last line, in JSON."""
-    print(json.dumps({"benchmark": name, **figures}))
+class Meter:
+    """Adds up the time (s) of the stretches that it encloses, by the wall clock and of this process's processors.
+
+    On a machine that others use too, the first holds their work as well, and the second is the fairer one to compare by.
+    """
+
+    def __init__(self) -> None:
+        self.wall_s = self.cpu_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cpu_s += time.process_time() - self._cpu_s
+        self.wall_s += time.perf_counter() - self._wall_s
+
+
+class Rate(NamedTuple):
+    """How much a second: by the wall clock, and a second of CPU time."""
+
+    wall: float
+    cpu: float
+
+
+class Spread(NamedTuple):
+    """Median, least and greatest of repeats."""
+
+    median: float
+    low: float
+    high: float
+
+    def text(self, form: str = ",.0f") -> str:
+        """Write it as `median (low .. high)`."""
+        return f"{self.median:{form}} ({self.low:{form}} .. {self.high:{form}})"
+
+    def over(self, unit: float) -> "Spread":
+        """Give it in another unit."""
+        return Spread(self.median / unit, self.low / unit, self.high / unit)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Sum up repeats."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Sum up the ratios of what was measured in pairs."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def in_turn(runs: Mapping[str, Callable[[], Rate]], repeats: int) -> dict[str, list[Rate]]:
+    """Measure one after the other, again and again, so that a noisy moment meets all alike; each once before, to warm up."""
+    for run in runs.values():
+        run()
+    found: dict[str, list[Rate]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            found[name].append(run())
+    return found
+
+
+class Child(NamedTuple):
+    """A process that has ended well: what it printed, how long it took, and what it held at most."""
+
+    out: str
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int  # resident
+
+
+def child(words: Sequence[str], **environment: str) -> Child:
+    """Run a command in the repository's root with other environment variables; SystemExit with its last words when it fails."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **environment}, stdout=out, stderr=errors)
+        peak, status = 0, 0
+        while status == 0:
+            peak = max(peak, resident_bytes("VmHWM", process.pid))
+            time.sleep(0.02)
+            status, code, usage = os.wait4(process.pid, os.WNOHANG)
+        wall_s = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(code)
+        out.seek(0)
+        errors.seek(0)
+        if process.returncode != 0:
+            raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}\n{errors.read()[-2000:]}")
+        return Child(out.read(), wall_s, usage.ru_utime + usage.ru_stime, peak)
+
+
+def resident_bytes(field: str, pid: int | str = "self") -> int:
+    """Read what a process holds in memory (VmRSS) or has held at most (VmHWM), in bytes; 0 when it is gone. Linux only.
+
+    rusage will not do: a child's greatest size there begins with that of the process that started it.
+    """
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is the name of its row."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=WIDTH).print(table)
+
+
+def report(name: str, figures: Mapping[str, Any], path: Path | None = None) -> None:
+    """Print the figures of a benchmark as its last line, in JSON, with how busy the machine was; keep the line in `path` too."""
+    line = json.dumps({"benchmark": name, "cpus": os.cpu_count(), "load": list(os.getloadavg()), **figures})
+    if path is not None:
+        path.write_text(line + "\n", encoding="utf-8")
+    print(line)
