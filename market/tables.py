@@ -28,6 +28,10 @@ class World:
             self.address = int(self.addresses.ctypes.data)
             self.numba_type = WorldType(tuple((name, table.dtype) for name, table in tables.items()))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Refuse to be copied or pickled: rules would reach the tables of the original by its addresses."""
+        raise TypeError("World: cannot be copied; copy what owns it, which knows how to fill another")
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...

@@ -54,6 +54,8 @@ class Batch:
             if value < low:
                 raise ValueError(f"Batch: {name} must be >= {low}, got {value}")
         scenarios.check(scenario, profiles, f"env {scenario.name}")
+        self._made_of = {"scenario": scenario, "terms": terms, "profiles": profiles, "networks": networks, "record": record}
+        self._made_of |= {"dispatch": dispatch, "autoreset": autoreset, "stagger": stagger, "threads": threads}
         self.scenario, self.terms = scenario, terms
         self.networks, self.providers = networks, scenario.population
         self.steps_per_episode = scenario.steps
@@ -196,7 +198,18 @@ class Batch:
             getattr(self, f"_{name}")[:] = state[name]
         self.truncated[:] = state["truncated"]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as arguments and state: rules reach tables by address, and views share their arrays."""
+        return _revive, (self._made_of, self.save())
+
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _revive(made_of: dict[str, Any], state: dict[str, NDArray[Any]]) -> Batch:
+    """Make a batch of its arguments and a saved state."""
+    batch = Batch(**made_of)
+    batch.restore(state)
+    return batch

@@ -38,7 +38,6 @@ class GymMarket(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]])
         self.single_action_space = Levels()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._masks = batch.masks.reshape(self.num_envs, MASK_SIZE)
         self._renderer = Renderer(batch, render_mode) if render_mode is not None else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -51,6 +50,10 @@ class GymMarket(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]])
         super().reset(seed=seed)
         self.batch.reset(seed)
         return self._observe(), self._infos(np.zeros(self.num_envs, bool))
+
+    @property
+    def _masks(self) -> NDArray[np.int8]:
+        return self.batch.masks.reshape(self.num_envs, MASK_SIZE)
 
     def _observe(self) -> NDArray[np.float32]:
         return self.batch.observations.reshape(self.num_envs, OBSERVATION_SIZE).copy()

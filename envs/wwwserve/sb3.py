@@ -39,7 +39,6 @@ class SB3Market(VecEnv):
         self._renderer = Renderer(batch, render_mode) if render_mode is not None else None
         slots = batch.networks * batch.providers
         super().__init__(slots, observation_box(), MultiDiscrete(list(ACTION_NVEC)))
-        self._masks = batch.masks.reshape(slots, MASK_SIZE)
         self._seed: int | None = None
         self._fresh = True
         self._returns = np.zeros(slots)
@@ -55,6 +54,10 @@ class SB3Market(VecEnv):
         self._returns[:] = 0.0
         self._lengths[:] = 0
         return self._observe()
+
+    @property
+    def _masks(self) -> NDArray[np.int8]:
+        return self.batch.masks.reshape(self.num_envs, MASK_SIZE)
 
     def _observe(self) -> NDArray[np.float32]:
         return self.batch.observations.reshape(self.num_envs, OBSERVATION_SIZE).copy()

@@ -1,5 +1,6 @@
 """Spaces that the interfaces show, and the mapping between a learner's actions and levels. Knows no simulator."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,19 @@ def flat_masks(masks: NDArray[np.int8]) -> NDArray[np.int8]:
     return product.reshape(*masks.shape[:-1], FLAT_SIZE)
 
 
+@functools.cache
+def _places(rows: int) -> NDArray[np.int64]:
+    """Where level 0 of each head stands in `rows` masks one after another, (rows, 3)."""
+    return MASK_SIZE * np.arange(rows)[:, None] + _FIRST
+
+
 def idle_where_masked(levels: NDArray[np.int64], masks: NDArray[np.int8]) -> NDArray[np.int64]:
     """Put level 0, which no mask forbids, where a mask forbids the level chosen; levels out of range stay, to be refused.
 
-    levels   (..., 3)
-    masks    (..., 15)
+    levels   (rows, 3)
+    masks    (rows, 15)
     """
-    inside = (levels >= 0) & (levels < LEVELS)
-    row = np.arange(0, masks.size, MASK_SIZE).reshape(*levels.shape[:-1], 1)
-    allowed = masks.reshape(-1).take(row + _FIRST + levels, mode="clip")
-    return np.where(inside, levels * allowed, levels)
+    levels = np.ascontiguousarray(levels, np.int64)
+    allowed = masks.reshape(-1).take(_places(len(levels)) + levels, mode="clip")
+    outside = levels.view(np.uint64) >= LEVELS  # a negative level is a great one without its sign
+    return levels * (outside | (allowed == 1))

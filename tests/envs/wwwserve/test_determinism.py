@@ -1,8 +1,10 @@
 """Same seed, same bytes: whole episodes compared across processes, threads, batch positions, modes, and interfaces."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from envs.wwwserve.env import parallel_env, raw_env
+from envs.wwwserve.gym import GymMarket
 from envs.wwwserve.sb3 import SB3Market
 from market.chance import key_of
 from market.terms import put
@@ -205,3 +208,33 @@ def test_slots_restored_in_mid_episode_have_the_same_future() -> None:
         actions = random.integers(0, 5, (6, 3))
         for one, two in zip(view.step(actions), other.step(actions), strict=True):
             assert str(one) == str(two) if isinstance(one, list) else one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_copy_has_the_same_future_and_leaves_the_original_alone(copy_of: Any, threads: int) -> None:
+    batch = make(ROUGH, networks=2, seed=SEED, record=True, threads=threads)
+    episode_digests(batch, 30)
+    twin, state = copy_of(batch), batch.save()
+    future = episode_digests(twin, 60)
+    assert same(batch.save(), state)
+    assert episode_digests(batch, 60) == future and same(batch.save(), twin.save())
+
+
+def test_a_copied_view_has_the_same_future() -> None:
+    for view in (SB3Market(make("tiny", networks=2, seed=SEED)), GymMarket(make("tiny", networks=2, seed=SEED), masked="idle")):
+        view.reset()
+        twin = copy.deepcopy(view)
+        for _ in range(70):
+            one, two = view.step(np.full((6, 3), 2)), twin.step(np.full((6, 3), 2))
+            assert one[0].tobytes() == two[0].tobytes() and one[1].tobytes() == two[1].tobytes()
+    env = parallel_env("tiny")
+    env.reset(seed=SEED)
+    twin_env, random = copy.deepcopy(env), np.random.default_rng(0)
+    assert advance(env, random, 60) == advance(twin_env, np.random.default_rng(0), 60) == 60
+    assert same(env.save(), twin_env.save())
+
+
+def test_the_tables_alone_are_not_copied() -> None:
+    with pytest.raises(TypeError, match="World: cannot be copied"):
+        copy.deepcopy(make("tiny").world)

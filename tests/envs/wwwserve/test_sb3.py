@@ -1,5 +1,7 @@
 """Stable-Baselines3's view: what VecEnv promises, what its learners read, and what happens where episodes end."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ from stable_baselines3.common.env_checker import _check_obs, _check_spaces, _che
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
 
+from agents.ppo import learn
+from agents.settings import Learner, read_agents
+from agents.tracking import NoTracker
+from envs.wwwserve import load
 from envs.wwwserve.sb3 import SB3Market
 from tests.envs.wwwserve.play import draw_legal, make
 
@@ -197,3 +203,37 @@ def test_pictures_are_of_the_first_network() -> None:
     picture = market.render()
     assert picture is not None and picture.shape == (640, 960, 3) and picture.dtype == np.uint8
     market.close()
+
+
+class StoppedMarket(SB3Market):
+    """A market whose process is stopped after some steps."""
+
+    left = 60
+
+    def step_wait(self) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().step_wait()
+
+
+@pytest.mark.parametrize("name", ["ppo", "maskable_ppo"])
+def test_a_resumed_training_run_equals_one_that_never_stopped(tmp_path: Path, name: str) -> None:
+    learner = read_agents(
+        {**load.values("agents", "ppo"), "name": name, "networks": 2, "rollout": 25, "minibatch": 50, "hidden": [8]}, "ppo.yaml"
+    )
+    assert isinstance(learner, Learner)
+    learner = replace(learner, steps=600, checkpoint_every=150)
+
+    def run(kind: type[SB3Market], folder: str, resume: str | None = None) -> dict[str, Any]:
+        (tmp_path / folder).mkdir()
+        market = kind(make("tiny", networks=2, seed=4, stagger=True))
+        trained = learn(
+            market, learner, NoTracker(), seed=4, folder=tmp_path / folder, resume=tmp_path / resume if resume else None
+        )
+        return {key: value.numpy().tobytes() for key, value in trained.model.policy.state_dict().items()}
+
+    whole = run(SB3Market, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(StoppedMarket, "part")
+    assert run(SB3Market, "rest", "part") == whole
