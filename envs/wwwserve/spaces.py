@@ -71,4 +71,4 @@ def idle_where_masked(levels: NDArray[np.int64], masks: NDArray[np.int8]) -> NDA
     levels = np.ascontiguousarray(levels, np.int64)
     allowed = masks.reshape(-1).take(_places(len(levels)) + levels, mode="clip")
     outside = levels.view(np.uint64) >= LEVELS  # a negative level is a great one without its sign
-    return levels * (outside | (allowed == 1))
+    return np.where(outside | (allowed == 1), levels, 0)
