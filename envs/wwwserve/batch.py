@@ -150,7 +150,13 @@ class Batch:
         if log == 0:
             raise ValueError("outcomes are not recorded; make the Batch with record=True")
         rows = to_array(self.world.log, OUTCOME).reshape(self.networks, -1)
-        used = to_array(self.world.net, NET)["logged"]
+        net = to_array(self.world.net, NET)
+        used = net["logged"]
+        if (net["arrived"] > used).any():
+            most = int(net["arrived"].max())
+            raise ValueError(
+                f"outcomes: {most} requests arrived in a network, and the record holds {rows.shape[1]}; shorten the episode"
+            )
         return np.concatenate([rows[n, : used[n]] for n in range(self.networks)])
 
     def _per_provider(self, table: str, name: str) -> NDArray[Any]:

@@ -2,8 +2,8 @@
 
 from envs.wwwserve.pool import chance, set_wake
 from envs.wwwserve.rounds import next_churn_s
-from envs.wwwserve.state import EPISODE, FREE, GOSSIP, NEVER, NONE, PURPOSES, SETUP
-from envs.wwwserve.workload import next_arrival_s
+from envs.wwwserve.state import BURST, EPISODE, FREE, GOSSIP, NEVER, NONE, PURPOSES, SETUP
+from envs.wwwserve.workload import next_arrival_s, toggle_burst
 from market import gossip, ledger, provider, serving
 from market.action import intent_of_action
 from market.chance import uniform
@@ -98,8 +98,11 @@ def _set_demand(w, n, p, g):
     provider.size_up(node, w.profile[g])
     unit = node.capacity_tps / node.mean_forecast if place.of_capacity == 1 else 1.0
     _rotate(w, n, p, driver, unit)
-    driver.bursting = 0
+    # Both states begin with their share of time: `_toggle` goes to the other one and draws how long it lasts.
+    in_burst = chance(w, n, p, BURST) < place.burst_s / (place.burst_s + place.calm_s)
+    driver.bursting = 0 if in_burst else 1
     driver.toggle_s = 0.0
+    toggle_burst(w, n, p, place, driver)
     driver.trace_place = 0
 
 

@@ -338,6 +338,9 @@ def most_requests(scenario: Scenario, profiles: dict[str, Profile]) -> int:
         unit = 1.0
         if group.demand.unit == "share_of_capacity":
             unit = max(_requests_per_s(profiles[name], scenario.kinds[kind]) for name in group.profiles for kind in group.kinds)
+        burst = group.demand.burst
+        # An episode that is all burst is the worst case of a modulated process.
+        unit *= burst.factor * (burst.burst_s + burst.calm_s) / (burst.factor * burst.burst_s + burst.calm_s) if burst else 1.0
         begin = 0.0
         for until, _, high in group.demand.schedule:
             total += group.count * unit * high * (until - begin)

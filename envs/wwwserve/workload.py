@@ -20,7 +20,7 @@ def _gap(w, n, p, shape):
 
 
 @rule
-def _toggle(w, n, p, place, driver):
+def toggle_burst(w, n, p, place, driver):
     """Begin or end a burst and draw how long the new state lasts."""
     driver.bursting = 1 - driver.bursting
     mean = place.burst_s if driver.bursting == 1 else place.calm_s
@@ -47,7 +47,7 @@ def next_arrival_s(w, n, p, now):
         return _next_of_trace(w, place, driver, now, setting.arrivals_until_s)
     if place.burst_factor != 1.0:
         while driver.toggle_s <= now:  # the users of who was offline went on
-            _toggle(w, n, p, place, driver)
+            toggle_burst(w, n, p, place, driver)
     left = _gap(w, n, p, place.gap_shape)
     t = now
     k = 0
@@ -65,7 +65,7 @@ def next_arrival_s(w, n, p, now):
         left -= rate * (end - t)
         t = end
         if place.burst_factor != 1.0 and end == driver.toggle_s:
-            _toggle(w, n, p, place, driver)
+            toggle_burst(w, n, p, place, driver)
         if end == driver.until_s[k]:
             k += 1
     return NEVER
