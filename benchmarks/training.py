@@ -1,0 +1,264 @@
+"""Speed and memory of training: `python -m benchmarks.training [--quick] [--json PATH]`.
+
+PPO end to end (rollout, learning, logging) in pairs with SB3's own ceiling: the same settings over an environment that does
+nothing.
+Then `train.py` in fresh processes: time to its first line of metrics, and the most memory that it holds.
+"""
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import MultiDiscrete
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.ppo import build, learn
+from agents.settings import Learner, read_agents
+from agents.tracking import CsvTracker, NoTracker, Tracker
+from benchmarks.measure import ROOT, Rate, Spread, child, in_turn, ratios, report, show, spread
+from compose import compose
+from envs.wwwserve import load
+from envs.wwwserve.batch import Batch
+from envs.wwwserve.sb3 import SB3Market
+from envs.wwwserve.spaces import observation_box
+from market.action import ACTION_NVEC, MASK_SIZE
+from market.observation import OBSERVATION_SIZE
+
+CEILING = "SB3 over nothing"
+FIRST_LINE = "agent-steps/s"
+"""What the first line of progress holds."""
+
+
+class NothingVec(VecEnv):
+    """An environment without a world: the same arrays every step, so that a learner over it is as fast as SB3 can be."""
+
+    def __init__(self, slots: int) -> None:
+        self.render_mode = None
+        self.action_masks: Any = None
+        super().__init__(slots, observation_box(), MultiDiscrete(list(ACTION_NVEC)))
+        self._observations = np.random.default_rng(0).random((slots, OBSERVATION_SIZE), np.float32)
+        self._rewards = np.zeros(slots, np.float32)
+        self._dones = np.zeros(slots, np.bool_)
+        self._infos: list[dict[str, Any]] = [{} for _ in range(slots)]
+        self._masks = np.ones((slots, MASK_SIZE), np.int8)
+
+    def reset(self) -> Any:
+        """Give the first arrays."""
+        return self._observations
+
+    def step_async(self, actions: Any) -> None:
+        """Take actions and forget them."""
+
+    def step_wait(self) -> Any:
+        """Give the same arrays again."""
+        return self._observations, self._rewards, self._dones, self._infos
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Give an attribute of this object, once a slot."""
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refuse: there is nothing to set."""
+        raise AttributeError(f"NothingVec: {attr_name} cannot be set")
+
+    def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **named: Any) -> list[Any]:
+        """Give the masks, which allow everything."""
+        return list(self._masks)
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """Say no, once a slot."""
+        return [False] * len(list(self._get_indices(indices)))
+
+
+class Stamps:
+    """A tracker around another that notes the time of every call of `log`, which comes once an iteration, at its end."""
+
+    def __init__(self, inner: Tracker) -> None:
+        self.inner = inner
+        self.times_s: list[tuple[float, float]] = []
+        self.id, self.where = inner.id, inner.where
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log, and note when."""
+        self.inner.log(values, step)
+        self.stamp()
+
+    def stamp(self) -> None:
+        """Note the time, by the wall clock and of the CPU."""
+        self.times_s.append((time.perf_counter(), time.process_time()))
+
+    def rate(self, rows: int, later_s: float = 0.0) -> Rate:
+        """Samples/s of all iterations but the first, of `rows` each; `later_s` is a cost an iteration that was not met."""
+        first, last = self.times_s[0], self.times_s[-1]
+        count = len(self.times_s) - 1
+        wall_s, cpu_s = (last[clock] - first[clock] + count * later_s for clock in (0, 1))
+        return Rate(count * rows / wall_s, count * rows / cpu_s)
+
+
+class Ends(BaseCallback):
+    """Stamps the ends of the iterations of a bare SB3 learner."""
+
+    def __init__(self, stamps: Stamps) -> None:
+        super().__init__()
+        self.stamps = stamps
+        self.begun = False
+
+    def _on_rollout_start(self) -> None:
+        if self.begun:
+            self.stamps.stamp()
+        self.begun = True
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.stamps.stamp()
+
+
+def settings_of(name: str, iterations: int) -> Learner:
+    """Read the shipped settings of a learner, cut to some iterations."""
+    config = compose([f"agents={name}", "env=wwwserve"])
+    settings = read_agents(config.values.agents, f"conf/agents/{name}.yaml")
+    assert isinstance(settings, Learner)
+    return replace(settings, steps=iterations * rows_of(settings), time_limit_s=None)
+
+
+def rows_of(settings: Learner) -> int:
+    """Samples of one iteration."""
+    return settings.rollout * settings.networks * load.scenario("wwwserve").population
+
+
+def ceiling(settings: Learner) -> Rate:
+    """Let SB3 learn over nothing, with nothing around it; returns agent-samples/s."""
+    env = NothingVec(rows_of(settings) // settings.rollout)
+    model = build(env, settings, seed=0)
+    model.set_env(env)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    stamps = Stamps(NoTracker())
+    model.learn(settings.steps, callback=Ends(stamps), log_interval=None)
+    return stamps.rate(rows_of(settings))
+
+
+def end_to_end(settings: Learner, batch: Batch, tracking: str) -> Rate:
+    """Learn in the market as train.py does; returns agent-samples/s, with the share of a checkpoint that an iteration bears."""
+
+    def parts() -> dict[str, float]:
+        """Take the mean reward apart, as train.py does."""
+        return dict(zip("abcd", batch.reward_parts.mean(axis=(0, 1)).tolist(), strict=True))
+
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        stamps = Stamps(CsvTracker(Path(folder)) if tracking == "csv" else NoTracker())
+        once = replace(settings, checkpoint_every=settings.steps)
+        learn(SB3Market(batch), once, stamps, seed=0, folder=Path(folder), probe=parts)
+    checkpoint_s = time.perf_counter() - stamps.times_s[-1][0]
+    rows = rows_of(settings)
+    return stamps.rate(rows, checkpoint_s * rows / settings.checkpoint_every)
+
+
+def pairs(name: str, iterations: int, repeats: int) -> dict[str, Any]:
+    """Measure a learner in the market, with two kinds of tracking, and its ceiling, in turn."""
+    settings = settings_of(name, iterations)
+    batch = Batch(load.scenario("wwwserve"), load.terms(), load.profiles(), networks=settings.networks, seed=0, stagger=True)
+    runs: dict[str, Callable[[], Rate]] = {
+        CEILING: lambda: ceiling(settings),
+        **{f"tracking={kind}": (lambda kind=kind: end_to_end(settings, batch, kind)) for kind in ("none", "csv")},
+    }
+    found = in_turn(runs, repeats)
+    walls = {run: [rate.wall for rate in rates] for run, rates in found.items()}
+    cpus = {run: [rate.cpu for rate in rates] for run, rates in found.items()}
+    figures = {
+        run: {
+            "wall": spread(walls[run]),
+            "cpu": spread(cpus[run]),
+            "of the ceiling, wall": ratios(walls[run], walls[CEILING]),
+            "of the ceiling, cpu": ratios(cpus[run], cpus[CEILING]),
+        }
+        for run in found
+    }
+    rows = [(run, *(_text(key, value) for key, value in both.items())) for run, both in figures.items()]
+    columns = ("run", "by the clock", "of CPU time", "of the ceiling", "likewise, CPU")
+    show(f"{name}: thousands of agent-samples a second", columns, rows)
+    return figures
+
+
+def _text(key: str, value: Spread) -> str:
+    return value.text(".2f") if "ceiling" in key else value.over(1e3).text(",.1f")
+
+
+def train_words(folder: str, *more: str) -> list[str]:
+    """Words of a run of train.py that leaves everything in `folder`."""
+    place = (f"output={folder}/policies", f"hydra.run.dir={folder}/run")
+    return [sys.executable, "train.py", "env=wwwserve", "agents=ppo", "tracking=none", *place, *more]
+
+
+def first_line_s(cache: str) -> float:
+    """Start train.py and wait for its first line of metrics (s); the process is ended then."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        words, environment = train_words(folder), {"NUMBA_CACHE_DIR": cache, "RULES": "compiled"}
+        process = child_of(words, environment)
+        try:
+            for line in process.stderr or ():
+                if FIRST_LINE in line:
+                    return time.perf_counter() - start
+        finally:
+            process.terminate()
+            process.communicate()
+    raise SystemExit(f"{' '.join(words)}: ended without a line of metrics")
+
+
+def child_of(words: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
+    """Start a process whose errors can be read line by line."""
+    return subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def whole_runs(repeats: int, *more: str) -> dict[str, Any]:
+    """Measure train.py from outside: its first line with nothing compiled and with all, and the memory of a short whole run."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold_s = first_line_s(cache)
+        warm_s = spread([first_line_s(cache) for _ in range(repeats)])
+        with tempfile.TemporaryDirectory() as folder:
+            peak = child(train_words(folder, "agents.steps=100_000", *more), NUMBA_CACHE_DIR=cache, RULES="compiled").peak_bytes
+    rows = [
+        ("first line of metrics, nothing compiled yet, s", f"{cold_s:.1f}"),
+        ("first line of metrics, compiled before, s", warm_s.text(".1f")),
+        ("most memory of a short run, MB resident", f"{peak / 1e6:,.0f}"),
+    ]
+    show("train.py in fresh processes", ("what", "found"), rows)
+    return {"cold_s": cold_s, "warm_s": warm_s, "peak_mb": peak / 1e6}
+
+
+def main() -> None:
+    """Print the tables and one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter repeats")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
+    arguments = parser.parse_args()
+    iterations, repeats, starts = (3, 3, 1) if arguments.quick else (6, 7, 3)
+    learners = {name: pairs(name, iterations, repeats) for name in ("ppo", "maskable_ppo")}
+    short = ("eval_seeds=8",) if arguments.quick else ()
+    report("training", {"learners": learners, "train.py": whole_runs(starts, *short)}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
