@@ -9,8 +9,9 @@ from benchmarks import policy
 
 def test_calls_take_turns_and_each_is_timed_as_often() -> None:
     seen: list[str] = []
-    found = policy.latencies({"a": lambda row: seen.append("a"), "b": lambda row: seen.append("b")}, 20)
-    assert seen == ["a", "b"] * 22
+    found = policy.latencies({"a": lambda row: seen.append("a"), "b": lambda row: seen.append("b")}, policy.BLOCK + 1)
+    block = policy.BLOCK + 1
+    assert seen == (["a"] * block + ["b"] * block) * 2
     assert 0.0 < found["a"].p50 <= found["a"].p99
 
 
