@@ -123,12 +123,12 @@ def measure_market(*, wealth: ArrayLike, rewards: ArrayLike, counters: Mapping[s
     returns   every metric of this kind; offers_declined_share is nan when nothing was offered
     errors    ValueError for a wealth below 0 or not finite
     """
-    received = float(np.sum(counters["offers_received"]))
+    received = _total(counters["offers_received"])
     return {
-        "offers_declined_share": float(np.sum(counters["offers_declined"])) / received if received else math.nan,
-        "duels": float(np.sum(counters["duels_won"])),
+        "offers_declined_share": _total(counters["offers_declined"]) / received if received else math.nan,
+        "duels": _total(counters["duels_won"]),
         "gini_wealth": gini(wealth),
-        "welfare": float(np.sum(rewards)),
+        "welfare": _total(rewards),
     }
 
 
@@ -180,6 +180,10 @@ def markdown() -> str:
     for name, metric in (METRICS | TRAINING_METRICS).items():
         lines.append(f"| `{name}` | {metric.unit} | {metric.direction} | {metric.meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def _total(values: ArrayLike) -> float:
+    return float(np.asarray(values, np.float64).sum())
 
 
 def _goodput(attained: NDArray[np.bool_], slo_s: Array, horizon_s: float) -> float:
