@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
+LEARNED = "ppo_wwwserve"
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
     "latency_s_mean": ("mean latency, s", ".1f"),
@@ -35,7 +36,7 @@ def keep(folder: Path) -> Path:
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Write one scenario's table: a row a policy, each figure with its 95 % interval."""
+    """Write one scenario's table, a row a policy, each figure with its 95 % interval, and the command that gives it."""
     heads = [head for head, _ in METRICS.values()]
     lines = [f"| policy | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for name, part in sorted(kept["policies"].items(), key=lambda item: item[1]["summary"]["slo_attainment"][0]):
@@ -44,7 +45,9 @@ def table(kept: dict[str, Any]) -> str:
             point, low, high = part["summary"][metric]
             cells.append(f"{point:{form}} [{low:{form}}, {high:{form}}]")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    names = ",".join(name if name != LEARNED else f"policies_trained/{name}" for name in kept["policies"])
+    command = f"python -m agents.evaluate env={kept['scenario']} policies=[{names}] seeds={kept['seeds']}"
+    return "\n".join([*lines, "", f"`{command}`"])
 
 
 def fill(page: str) -> str:

@@ -61,6 +61,11 @@ if COMPILED:
             self.item = item
             super().__init__(f"Table[{item}]")
 
+        @property
+        def mangling_args(self) -> tuple[str, tuple[int]]:
+            """Stand in symbols by number, as numba's records do: the whole name is some kilobytes."""
+            return "Table", (self._code,)
+
     class WorldType(types.Type):
         """A pointer to the base addresses of tables."""
 
@@ -68,6 +73,11 @@ if COMPILED:
             self.fields = {name: TableType(from_dtype(dtype)) for name, dtype in fields}
             self.order = {name: place for place, (name, _) in enumerate(fields)}
             super().__init__(f"World[{', '.join(f'{name}: {table}' for name, table in self.fields.items())}]")
+
+        @property
+        def mangling_args(self) -> tuple[str, tuple[int]]:
+            """See TableType."""
+            return "World", (self._code,)
 
     @register_model(TableType)
     @register_model(WorldType)

@@ -25,6 +25,7 @@ SMALL = [
     "env.arrivals_until_s=30",
     "env.kinds.reasoning.slo_s=25",
     "env.providers.0.demand.schedule=[[30,1.0,1.6]]",
+    "env.providers.0.demand.shift_s=0",
     "eval_seeds=2",
 ]
 """A minute of the default market: enough for every part to run."""
