@@ -58,10 +58,11 @@ def play(batch: Batch, levels: Sequence[int], agent_steps: int) -> Rate:
     """Let everybody take the same levels for about `agent_steps`; returns agent-steps/s inside `Batch.step`."""
     everyone = batch.networks * batch.providers
     steps = max(1, agent_steps // everyone)
-    wanted = np.broadcast_to(np.array(levels, np.int64), (batch.networks, batch.providers, 3))
+    wanted = np.tile(np.array(levels, np.int64), (everyone, 1))
+    masks = batch.masks.reshape(everyone, -1)
     meter = Meter()
     for _ in range(steps):
-        actions = idle_where_masked(wanted, batch.masks)
+        actions = idle_where_masked(wanted, masks)
         with meter:
             batch.step(actions)
     return Rate(steps * everyone / meter.wall_s, steps * everyone / meter.cpu_s)
