@@ -47,7 +47,9 @@ class _Whole(_Library):
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
                 function.linkage = Linkage.internal  # nobody else will link it: one that has a single caller can move there
-        super()._optimize_final_module()
+        # counts here are small, so that a loop over providers is no faster in vectors, only longer; neighbouring sums are
+        passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=True)
+        passes.run(self._final_module, builder)
 
 
 class _Lowering(NativeLowering):

@@ -84,15 +84,26 @@ def _half_way(x, half):
 
 
 @rule
+def _half_ways(out, k, x0, half0, x1, half1, x2, half2, x3, half3):
+    """Write four neighbours from entry k on: side by side, so that they are divided at once."""
+    y0 = _half_way(x0, half0)
+    y1 = _half_way(x1, half1)
+    y2 = _half_way(x2, half2)
+    y3 = _half_way(x3, half3)
+    out[k] = y0
+    out[k + 1] = y1
+    out[k + 2] = y2
+    out[k + 3] = y3
+
+
+@rule
 def _write_load(out, node, engine, profile, oldest_s, slo):
     work = engine.due_tokens + engine.waiting_output + node.queued_output
     out[0] = usage(engine, profile)
     out[1] = engine.running / profile.max_num_seqs
-    out[2] = _half_way(engine.waiting + node.queued, 8.0)
     wait_s = wait_here(node, engine, profile)
-    out[3] = _half_way(wait_s, slo)
-    out[4] = _half_way(forecast_here_after(node, engine, profile, wait_s, node.mean_prompt, node.mean_forecast), slo)
-    out[5] = _half_way(oldest_s, slo)
+    completion_s = forecast_here_after(node, engine, profile, wait_s, node.mean_prompt, node.mean_forecast)
+    _half_ways(out, 2, float(engine.waiting + node.queued), 8.0, wait_s, slo, completion_s, slo, oldest_s, slo)
     out[6] = _half_way(work, slo * node.capacity_tps + 1.0)
 
 
@@ -100,14 +111,11 @@ def _write_load(out, node, engine, profile, oldest_s, slo):
 def _write_demand(out, node, profile, slo):
     capacity = max(node.capacity_tps, 1.0)
     out[7] = 1.0 / (1.0 + 10_000.0 * profile.b_s)
-    out[8] = _half_way(decode_s(profile, 1.0, 1.0), 0.02)
-    out[9] = _half_way(float(BLOCK_TOKENS * profile.kv_blocks), 200_000.0)
-    out[10] = _half_way(node.capacity_tps, 1_000.0)
-    out[11] = _half_way(node.rate_fast * node.mean_forecast, capacity)
-    out[12] = _half_way(node.rate_slow * node.mean_forecast, capacity)
-    out[13] = _half_way(node.mean_prompt, 1_000.0)
-    out[14] = _half_way(node.mean_forecast, 1_000.0)
-    out[15] = _half_way(slo, 100.0)
+    held = float(BLOCK_TOKENS * profile.kv_blocks)
+    fast = node.rate_fast * node.mean_forecast
+    slow = node.rate_slow * node.mean_forecast
+    _half_ways(out, 8, decode_s(profile, 1.0, 1.0), 0.02, held, 200_000.0, node.capacity_tps, 1_000.0, fast, capacity)
+    _half_ways(out, 12, slow, capacity, node.mean_prompt, 1_000.0, node.mean_forecast, 1_000.0, slo, 100.0)
 
 
 @rule
@@ -120,19 +128,14 @@ def _write_standing(out, node, account, price_micro):
     out[19] = account.unbonding_micro / owned
     out[20] = (node.duels_won + 1.0) / (node.duels_won + node.duels_lost + 2.0)
     out[21] = node.offer_success
-    out[22] = _half_way(node.delegated_ratio, 1.0)
-    out[23] = _half_way(node.income_rate, 0.1 * unit)
-    out[24] = _half_way(node.spend_rate, 0.1 * unit)
-    out[25] = _half_way(node.away, 8.0)
+    _half_ways(out, 22, node.delegated_ratio, 1.0, node.income_rate, 0.1 * unit, node.spend_rate, 0.1 * unit, float(node.away), 8.0)
     out[26] = _half_way(node.guests, 8.0)
 
 
 @rule
 def _write_market(out, node, slo, gap_s):
-    out[27] = _half_way(node.peers_alive, 8.0)
-    out[28] = _half_way(node.peers_wait_mean_s, slo)
-    out[29] = _half_way(node.peers_wait_min_s, slo)
-    out[30] = _half_way(node.peers_wait_max_s, slo)
+    waits = node.peers_wait_mean_s, node.peers_wait_min_s, node.peers_wait_max_s
+    _half_ways(out, 27, float(node.peers_alive), 8.0, waits[0], slo, waits[1], slo, waits[2], slo)
     out[31] = node.peers_accept
     out[32] = _half_way(node.news_s, 10.0)
     out[33] = _half_way(node.accept_ceiling, 1.0)
