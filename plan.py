@@ -15,7 +15,8 @@ from agents.settings import Agents, Tracking, read_agents, read_tracking
 from settings import Range, SettingsError, Slip, plain, read
 
 if TYPE_CHECKING:
-    from envs.wwwserve.scenario import Profile, Scenario
+    from envs.wwwserve.scenario import Scenario
+    from market.profile import Profile
     from market.terms import Terms
 
 GROUPS = {

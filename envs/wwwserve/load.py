@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from envs.wwwserve.scenario import Profile, Scenario
+from envs.wwwserve.scenario import Scenario
+from market.profile import Profile
 from market.terms import Terms
 from settings import SettingsError, Slip, did_you_mean, read
 

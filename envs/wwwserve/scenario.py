@@ -1,15 +1,16 @@
 """Scenarios: what a conf/env file may say, checked, and turned into the static tables that the simulated world reads."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from envs.wwwserve import lengths, traces
 from envs.wwwserve.state import KIND, NEVER, PLACE, QUANTILE, SEGMENTS, SETTING, TRACE
+from market.profile import Profile
 from market.rule import COMPILED, records
-from market.serving import BLOCK_TOKENS, PROFILE, SLOTS
+from market.serving import BLOCK_TOKENS, PROFILE
 from market.terms import Range, Terms, put, to_record
 from settings import SettingsError, Slip, did_you_mean
 
@@ -18,29 +19,7 @@ Span = Annotated[float, Range(1e-3, 1e7, "s")]
 Share = Annotated[float, Range(0.0, 1.0, "share")]
 Weight = Annotated[float, Range(0.0, 1e6, "reward")]
 Count = Annotated[int, Range(1, 100_000, "count")]
-Cost = Annotated[float, Range(0.0, 10.0, "s")]
 DISPATCHES = ("market", "paper_central", "central")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One conf/serving file: what an engine's iterations cost, and where the numbers come from (market/serving.py)."""
-
-    a_s: Cost
-    a2_s: Cost
-    b_s: Annotated[float, Range(1e-9, 1.0, "s")]
-    c_s: Cost
-    d_s: Cost
-    e_s: Cost
-    q_s: Cost
-    h_s: Cost
-    kv_blocks: Annotated[int, Range(8, 10_000_000, "blocks")]
-    max_num_seqs: Annotated[int, Range(1, SLOTS, "requests")]
-    max_num_batched_tokens: Annotated[int, Range(SLOTS, 1_000_000, "tokens")]
-    quality: Annotated[float, Range(-100.0, 100.0, "log-odds")]
-    kind: Literal["measured", "derived", "roofline"]
-    error: Annotated[float, Range(0.0, 10.0, "share")]
-    source: str
 
 
 @dataclass(frozen=True)
@@ -237,7 +216,7 @@ def static_tables(
         "terms": to_record(terms, scenario.population),
         "place": place,
         "choice": _column(choice, int),
-        "profiles": _table(PROFILE, [{f.name: getattr(profiles[n], f.name) for f in fields(Profile)} for n in names]),
+        "profiles": _table(PROFILE, [asdict(profiles[n]) for n in names]),
         "kind": _table(KIND, [_kind_row(scenario.kinds[name], i) for i, name in enumerate(kinds)]),
         "trace": _trace_table(trace_rows),
         "length": _table(QUANTILE, [dict(zip(QUANTILE.names or (), row, strict=True)) for row in tables.reshape(-1, 3).tolist()]),
