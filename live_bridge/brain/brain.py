@@ -3,7 +3,6 @@
 The decisions are those of market/provider.py, the same lines that run in the simulator; here is only who is asked next.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from live_bridge.brain.belief import MARKET, NONE, SELF, Belief
 from live_bridge.brain.contest import Contests
 from live_bridge.brain.engine import EngineView
+from live_bridge.brain.line import Line
 from live_bridge.brain.work import COPY, GUEST, JUDGE, OFFERED, PROMISED, QUEUED, REMOTE, RUNNING, USER, Work
 from market import gossip, provider, serving
 from market.action import MASK_SIZE, intent_of_action, intent_of_paper, write_mask
@@ -22,8 +22,8 @@ from market.provider import NODE
 from market.rule import records
 from market.terms import Terms
 
-REVIEW_MOST = 32
-"""Waiting requests that a review looks at, from the head, as in the simulator."""
+DOWN_PATIENCE_S = 5.0
+"""Market seconds that work waits for an engine that does not answer."""
 
 Event = Sequence[Any]
 Command = list[Any]
@@ -54,9 +54,10 @@ class Brain:
         self.belief = Belief(setup.me, setup.terms, setup.incarnation, setup.key)
         self.contests = Contests(self.belief, setup.duel_deadline_s)
         self.works: dict[str, Work] = {}
-        self.queue: deque[Work] = deque()
+        self.line = Line(self.node, self.engine, self.belief)
         self.paper = True  # the paper's rules steer until a policy has decided
         self.decided_s = 0.0
+        self.down_s: float | None = None  # since when the engine has not answered; None = it does
         intent_of_paper(self.node, self.belief.terms, 0.0, 0, 0)
         self._on: dict[str, Callable[..., list[Command]]] = {
             "arrive": self._arrive,
@@ -66,6 +67,8 @@ class Brain:
             "end": self._end,
             "retry": self._retry,
             "load": self._load,
+            "down": self._down,
+            "up": self._up,
             "blind": self._blind,
             "tick": self._tick,
             "decide": self._decide,
@@ -96,7 +99,7 @@ class Brain:
         decision = self._decision(work, forecast_s, now)
         if decision == provider.OFFER:
             return self._offer(work, now)
-        return self._put(work, 1 if decision == provider.LOCAL else 0)
+        return self._keep(work, 1 if decision == provider.LOCAL else 0)
 
     def _decision(self, work: Work, forecast_s: float, now: float) -> int:
         node = self.node
@@ -105,8 +108,14 @@ class Brain:
         u_queue = self.belief.chance(MARKET) if node.p_queue < 1.0 else 0.0
         free = self.belief.accounts[SELF].credit_micro
         may_offer = work.kind == USER and node.online == 1 and free >= self.price(work) and len(self.belief.ids) > 1
+        if self.down_s is not None and work.kind == USER:
+            return provider.OFFER if may_offer else provider.HOLD
         found: int = provider.on_arrival(node, use, forecast_s, work.deadline_s - now, may_offer, u_offload, u_queue)
         return found
+
+    def _keep(self, work: Work, placed: int, *, first: bool = False) -> list[Command]:
+        work.peer = NONE
+        return self.line.put(work, placed, first=first)
 
     def price(self, work: Work) -> int:
         """What delegating `work` costs (micro-credits)."""
@@ -136,7 +145,7 @@ class Brain:
         provider.note_offer(self.node, 0)
         u = self.belief.chance(MARKET) if self.node.p_queue < 1.0 else 0.0
         placed = 1 if provider.place_refused(self.node, u) == provider.LOCAL else 0
-        return self._put(work, placed, first=work.waited == 1)
+        return self._keep(work, placed, first=work.waited == 1)
 
     def _answer(self, now: float, work_id: str, peer: str, answer: str) -> list[Command]:
         """A peer's answer to an offer: yes, no, silent, or broke (it took the work and failed before its first byte)."""
@@ -193,7 +202,7 @@ class Brain:
         u = self.belief.chance(MARKET) if node.p_accept < 1.0 else 0.0
         # a judge was drawn for its stake: whoever commits stake has agreed to vote
         takes = kind == JUDGE or provider.on_offer(node, serving.usage(record, self.profile), forecast_s, remaining_s, u)
-        if not takes or node.online == 0:
+        if not takes or node.online == 0 or self.down_s is not None:
             node.offers_declined += 1
             return [["no", work_id]]
         work = Work(work_id, JUDGE if kind == JUDGE else GUEST, prompt, forecast, now, now + remaining_s)
@@ -201,49 +210,15 @@ class Brain:
         work.peer = self.belief.place(origin)
         self.works[work_id] = work
         node.guests += 1
-        self._count(work, 1)
+        self.line.count(work, 1)
         return [["yes", work_id]]
 
     def _begin(self, now: float, work_id: str) -> list[Command]:
         """The content of accepted work is here: it may run."""
         work = self.works[work_id]
         assert work.state == PROMISED
-        self._count(work, -1)
-        return self._put(work, 1)
-
-    # -- queue and engine
-
-    def _count(self, work: Work, sign: int) -> None:
-        node = self.node
-        node.queued += sign
-        node.queued_prompt += sign * work.prompt
-        node.queued_output += sign * work.forecast
-
-    def _put(self, work: Work, placed: int, *, first: bool = False) -> list[Command]:
-        work.placed = placed
-        work.state = QUEUED
-        if work.kind == USER:
-            work.peer = NONE
-        work.waited = 1
-        if first:
-            self.queue.appendleft(work)
-        else:
-            self.queue.append(work)
-        self._count(work, 1)
-        return self._feed()
-
-    def _feed(self) -> list[Command]:
-        """Hand the engine what would start almost at once."""
-        out: list[Command] = []
-        record = self.engine.record
-        backlog = self.belief.terms.engine_backlog
-        while self.queue and provider.may_start(self.node, record, self.profile, backlog, self.queue[0].placed):
-            work = self.queue.popleft()
-            self._count(work, -1)
-            work.state = RUNNING
-            self.engine.start(work)
-            out.append(["start", work.id])
-        return out
+        self.line.count(work, -1)
+        return self.line.put(work, 1)
 
     def _end(self, now: float, work_id: str, ok: int, latency_s: float) -> list[Command]:
         """Work is over, wherever it was: answered (ok 1), or failed, cancelled or never begun (ok 0)."""
@@ -254,10 +229,9 @@ class Brain:
         if work.state == RUNNING:
             self.engine.end(work)
         elif work.state == QUEUED:
-            self.queue.remove(work)
-            self._count(work, -1)
+            self.line.remove(work)
         elif work.state == PROMISED:
-            self._count(work, -1)
+            self.line.count(work, -1)
         elif work.state == REMOTE:
             node.away -= 1
         if work.kind in {GUEST, JUDGE}:
@@ -267,17 +241,29 @@ class Brain:
             node.spend_micro += self.price(work)
             if work.kind == USER:
                 provider.note_delegated(node, latency_s)
-        return [*self.contests.answered(work, ok, now), *self._feed()]
+        return [*self.contests.answered(work, ok, now), *self.line.feed()]
 
     def _load(self, now: float, running: int, waiting: int, usage: float) -> list[Command]:
         """A fresh reading of the engine."""
         self.engine.reading(running, waiting, usage)
-        return self._feed()
+        return self.line.feed()
+
+    def _down(self, now: float) -> list[Command]:
+        """The engine does not answer: own work is offered, nothing is taken."""
+        self.down_s = now
+        self.line.closed = True
+        return []
+
+    def _up(self, now: float) -> list[Command]:
+        """The engine answers (again)."""
+        self.down_s = None
+        self.line.closed = False
+        return self.line.feed()
 
     def _blind(self, now: float) -> list[Command]:
         """There is no reading of the engine that can be believed."""
         self.engine.forget_reading()
-        return self._feed()
+        return self.line.feed()
 
     # -- time
 
@@ -290,10 +276,18 @@ class Brain:
             record = self.engine.record
             intent_of_paper(node, self.belief.terms, serving.usage(record, self.profile), record.waiting, node.queued)
         out = self._steer(span_s)
-        out += self._review(now)
-        out += self._feed()
+        for work in reversed(self.line.review(now, self._decision)):
+            out += self._offer(work, now)
+        out += self.line.feed()
+        out += self._give_up(now)
         out += self.contests.tick(now)
         return out
+
+    def _give_up(self, now: float) -> list[Command]:
+        """Own and accepted work that waits for an engine which has been down for DOWN_PATIENCE_S has no executor."""
+        if self.down_s is None or now - self.down_s < DOWN_PATIENCE_S:
+            return []
+        return [["fail", work.id, "the engine is down and no peer takes work"] for work in self.line.works]
 
     def _steer(self, span_s: float) -> list[Command]:
         """Move stake towards its target, as market/ledger.py's steer_stake: bounded by rate, stake and free credit."""
@@ -305,45 +299,6 @@ class Brain:
         if gap > 0 and min(gap, most, account.credit_micro) > 0:
             return [["stake", min(gap, most, account.credit_micro)]]
         return [["unstake", min(-gap, most)]] if gap < 0 else []
-
-    def _review(self, now: float) -> list[Command]:
-        """Look again at own work that waits: what no longer fits is offered, what was held may be placed."""
-        ahead = ahead_prompt = ahead_output = 0
-        leaving: list[Work] = []
-        for work in list(self.queue)[:REVIEW_MOST]:
-            decision = provider.HOLD
-            if work.kind == USER and now - work.offered_s >= self.belief.terms.reoffer_s:
-                decision = self._decision(work, self._forecast_behind(work, ahead, ahead_prompt, ahead_output), now)
-            if decision == provider.OFFER:
-                leaving.append(work)
-                continue
-            if decision == provider.LOCAL:
-                work.placed = 1
-            ahead += 1
-            ahead_prompt += work.prompt
-            ahead_output += work.forecast
-        for work in leaving:
-            self.queue.remove(work)
-            self._count(work, -1)
-        out: list[Command] = []
-        for work in reversed(leaving):
-            out += self._offer(work, now)
-        return out
-
-    def _forecast_behind(self, work: Work, ahead: int, prompt: int, output: int) -> float:
-        record = self.engine.record
-        found: float = serving.forecast_s(
-            self.profile,
-            record.running,
-            record.kv_tokens,
-            record.due_tokens,
-            record.waiting + ahead,
-            record.waiting_prompt + prompt,
-            record.waiting_output + output,
-            work.prompt,
-            work.forecast,
-        )
-        return found
 
     # -- decisions
 
@@ -367,7 +322,7 @@ class Brain:
         node = self.node
         account = self.belief.accounts[SELF]
         cost = provider.price(self.belief.terms, int(node.mean_prompt), int(node.mean_forecast))
-        oldest_s = now - self.queue[0].arrival_s if self.queue else 0.0
+        oldest_s = now - self.line.works[0].arrival_s if self.line.works else 0.0
         seen = [0.0] * OBSERVATION_SIZE
         mask = [0] * MASK_SIZE
         record, gap_s = self.engine.record, now - self.decided_s
