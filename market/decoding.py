@@ -271,3 +271,49 @@ def preempt_last(engine, requests):
     while engine.heap[place] != index:
         place += 1
     _requeue(engine, requests, index, _leave(engine, requests, place))
+
+
+@rule
+def _unqueue(engine, requests, index):
+    """Take a request out of the waiting ones."""
+    before = NONE
+    at = engine.waiting_head
+    while at != index:
+        before = at
+        at = requests[at].next
+    request = requests[index]
+    if before == NONE:
+        engine.waiting_head = request.next
+    else:
+        requests[before].next = request.next
+    if engine.waiting_tail == index:
+        engine.waiting_tail = before
+    engine.waiting -= 1
+    engine.waiting_prompt -= request.prefill_left
+    engine.waiting_output -= still_forecast(request)
+    request.next = NONE
+
+
+@rule
+def abort(engine, requests, index):
+    """Take request `index` out of the engine, wherever it stands, and free its blocks; it will never finish.
+
+    The engine must have been advanced to now: the iteration under way still counts the request, the next one does not.
+
+    returns  False, and nothing changed, when it has finished: it is collected as ever
+    """
+    request = requests[index]
+    if request.finish_s != NEVER:
+        return False
+    if index == engine.partial:
+        engine.partial = NONE
+        engine.blocks_used -= blocks_for(request.prompt_tokens + request.generated)
+    elif request.prefill_left > 0:
+        _unqueue(engine, requests, index)
+    else:
+        place = 0
+        while engine.heap[place] != index:
+            place += 1
+        request.generated = _leave(engine, requests, place)
+    engine.sure_steps = 0
+    return True
