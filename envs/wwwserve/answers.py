@@ -35,6 +35,7 @@ def _write_row(row, n, p, request, slo_s):
     row.arrival_s = request.arrival_s
     row.prompt_tokens = request.prompt_tokens
     row.output_tokens = request.output_tokens
+    row.forecast_tokens = request.forecast_tokens
     row.latency_s = float("inf")
     row.ttft_s = float("inf")
     row.slo_s = slo_s

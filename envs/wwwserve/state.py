@@ -179,6 +179,7 @@ OUTCOME = layout(
     arrival_s=float,
     prompt_tokens=int,
     output_tokens=int,
+    forecast_tokens=int,  # what providers believed output_tokens to be
     latency_s=float,
     ttft_s=float,
     slo_s=float,
