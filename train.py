@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from agents.scores import Evaluation
     from agents.tracking import Tracker
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports to its maker unless told not to
 
 REFUSED, STOPPED = 2, 130  # exit codes: settings or files that cannot be used; a run stopped from the keyboard
 WIDTH = 150  # columns of a table where no terminal says how many there are

@@ -5,15 +5,18 @@ Imported by a serving node, so it knows the observation and action layouts of th
 
 import difflib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import onnxruntime
 import yaml
 from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports to its maker unless told not to
+import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from market.action import (
@@ -236,6 +239,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise PolicyError(f"{path}: is not YAML ({str(error).splitlines()[0]}); export the policy again") from error
     way_out = f"retrain it or check out {_entry(path, card, 'commit')}"
     _expect(path, card, "format", CARD_VERSION, way_out)
+    steps = _entry(path, card, "training.agent_steps")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise PolicyError(f"{path}: training.agent_steps must be an integer >= 0, got {steps!r}; export the policy again")
     _expect(path, card, "observation.version", OBSERVATION_VERSION, way_out)
     _expect(path, card, "observation.names", list(OBSERVATION_NAMES), way_out)
     _expect(path, card, "action.version", ACTION_VERSION, way_out)

@@ -88,7 +88,7 @@ def _head(sheet: _Sheet, scene: Scene) -> None:
     sheet.text(28, 32, f"{scene.title}", 22)
     sheet.text(28, 58, f"{scene.now_s:g} of {scene.horizon_s:g} s", 13, FAINT)
     sheet.text(572, 32, f"{mean}", 22, INK, "rm")
-    sheet.text(572, 58, "SLO attainment of late", 13, FAINT, "rm")
+    sheet.text(572, 58, "attained, of the latest requests", 13, FAINT, "rm")
     sheet.bar(28, 74, 544, 3, GREY)
     sheet.bar(28, 74, 544 * min(scene.now_s / scene.horizon_s, 1.0), 3, INK)
 

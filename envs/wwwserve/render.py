@@ -83,7 +83,7 @@ def table(scene: Scene) -> "Table":
     from rich.table import Table
 
     met = "-" if np.isnan(scene.market_attainment) else f"{scene.market_attainment:.0%}"
-    title = f"{scene.title}: {scene.now_s:g} of {scene.horizon_s:g} s, {met} attained of late"
+    title = f"{scene.title}: {scene.now_s:g} of {scene.horizon_s:g} s, {met} of the latest requests attained"
     out = Table(title=title, title_justify="left", box=None, pad_edge=False)
     out.add_column("", no_wrap=True)
     for name in ("run", "wait", "guest", "away", "KV", "met", "credit", "stake", "held"):

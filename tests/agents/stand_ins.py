@@ -33,6 +33,7 @@ def card_of(content: bytes) -> dict[str, Any]:
         "commit": "1f2c9ab",
         "policy_sha256": hashlib.sha256(content).hexdigest(),
         "scores": {},
+        "training": {"agent_steps": 1000},
         "observation": {"version": OBSERVATION_VERSION, "names": list(OBSERVATION_NAMES)},
         "action": {"version": ACTION_VERSION, "levels": {head: list(levels) for head, levels in ACTION_LEVELS.items()}},
     }

@@ -175,6 +175,8 @@ def test_a_file_that_is_no_onnx_is_refused_even_when_its_card_vouches_for_it(wri
         (lambda card: card.pop("observation"), "has no observation.version; export the policy again"),
         (lambda card: card.pop("policy_sha256"), "has no policy_sha256; export the policy again"),
         (lambda card: card["observation"].update(names="all"), "names has 0 entries"),
+        (lambda card: card.pop("training"), "has no training.agent_steps; export the policy again"),
+        (lambda card: card["training"].update(agent_steps="many"), "agent_steps must be an integer >= 0, got 'many'"),
     ],
 )
 def test_a_card_of_another_layout_is_refused_with_the_way_out(
