@@ -29,6 +29,7 @@ class EngineView:
     def start(self, work: Work) -> None:
         """Note that `work` was handed in."""
         self.works[work.id] = work
+        work.generated = 0.0
         work.blocks = blocks_for(work.prompt)
         self._peak = max(self._peak, len(self.works))
         record = self.record
