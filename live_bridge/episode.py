@@ -83,6 +83,7 @@ class Episode(NamedTuple):
     places: list[Place]
     demand: list[Ask]
     played: dict[str, list[Course]]  # policy -> its replays
+    source: dict[str, Any]  # commit of the simulator
 
 
 def rehearse(words: Sequence[str]) -> Episode:
@@ -115,6 +116,7 @@ def load(file: Path) -> Episode:
         **{name: content[name] for name in ("scenario", "seed", "horizon_s", "arrivals_until_s", "control_s", "tick_s", "terms")},
         places=[Place(**{name: place[name] for name in Place._fields}) for place in content["providers"]],
         demand=demand,
+        source=content["source"],
         played={name: [_course(demand, one) for one in played["replays"]] for name, played in content["policies"].items()},
     )
 
