@@ -116,7 +116,7 @@ class Server:
         if error is None and answer.ended:
             return
         self.count("handler_failed")
-        LOG.error("%s %s: %s", answer.request.method, answer.request.path, _failure(error))
+        LOG.error("%s %s: %s", answer.request.method, answer.request.path, failure(error))
         if answer.started:
             answer.abort()
         elif not answer.ended:
@@ -146,7 +146,7 @@ class Server:
         self._listeners.clear()
 
 
-def _failure(error: BaseException | None) -> str:
+def failure(error: BaseException | None) -> str:
     """Say what failed and where, without its text: that may quote a prompt."""
     if error is None:
         return "the handler ended without an answer"
