@@ -24,8 +24,10 @@ ENTRY_BYTES = 6144  # of one entry in a payload, at most: the text escaped, and 
 MOST_VERSION = (1 << 63) - 1
 MOST_AGE_S = 1e9
 MOST_DUELS = (1 << 31) - 1
+CHECKS = 64
+"""Signatures checked for one exchange, at most: some 4 ms in which nothing else runs. The other rows come with the next one."""
 PAST = 4  # times the greatest number of rows: so many versions of rows that are out are remembered
-REASONS = ("row_form", "row_oversize", "row_address", "row_signature", "row_full", "row_early")
+REASONS = ("row_form", "row_oversize", "row_address", "row_signature", "row_full", "row_early", "row_later")
 """Why rows are dropped, for metrics that are bound beforehand."""
 
 
@@ -143,6 +145,8 @@ class Directory:
         self._strangers: dict[str, None] = {}  # of those that are in, who had no account when they came
         self._newcomers = float(bounds.most)
         self._refilled_s = -math.inf
+        self._checks = CHECKS
+        self._begin = 0  # where in the next exchange to begin, so that no row is always among those left for later
         self.outranked = -1
         """Greatest version of a row that is signed with one's own key and newer than one's own: of a former life."""
 
@@ -192,12 +196,16 @@ class Directory:
             self._count("row_form" if entries is None else "row_oversize")
             return news
         self._refill(now_s)
-        for entry in entries:
+        self._checks = CHECKS
+        begin = self._begin % max(len(entries), 1)
+        for entry in entries[begin:] + entries[:begin]:
             reason = self._take(entry, now_s, news)
             if reason:
                 self._count(reason)
             if reason in {"row_form", "row_signature"}:
                 break
+        if not self._checks:
+            self._begin = begin + CHECKS
         return news
 
     def silent(self, now_s: float) -> list[str]:
@@ -235,6 +243,9 @@ class Directory:
             return ""
         elif peer != self._me and not self._has_room(peer):
             return "row_full"
+        if not self._checks:
+            return "row_later"
+        self._checks -= 1
         row = self._verified(peer, version, text, signature)
         if row is None:
             return "row_signature"

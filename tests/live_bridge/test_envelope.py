@@ -25,7 +25,7 @@ from live_bridge.peers.envelope import (
     Message,
     seal,
 )
-from live_bridge.peers.replays import Bounds, Full, Replays, Reply
+from live_bridge.peers.replays import Bounds, Replays
 
 NET = "test"
 TTL_S = 30.0
@@ -408,70 +408,12 @@ def test_a_forged_duplicate_gets_no_reply_of_the_first() -> None:
     assert status == 401 and b"effect" not in body
 
 
-# what is remembered, and for how long
-
-
-def filled(replays: Replays, sender: bytes, messages: int, unix_s: float) -> None:
-    for k in range(messages):
-        replays.add(sender, sender + k.to_bytes(16, "big"), bytes(32), unix_s)
-
-
 def test_one_sender_cannot_take_all_the_room() -> None:
     bob = Node(BOB, bounds=BOUNDS._replace(messages=30, of_one_sender=20))
     sent = [bob.answer(recorded(MALLORY, BOB, b"%d" % k))[0] for k in range(25)]
     assert sent == [200] * 20 + [503] * 5
     assert bob.answer(recorded(ALICE, BOB))[0] == 200
     assert bob.counts == ["full"] * 5
-
-
-def test_room_is_bounded_and_comes_back_with_time() -> None:
-    replays = Replays(None, BOUNDS._replace(messages=100, of_one_sender=100), NOW)
-    filled(replays, ALICE.public[:20], 100, NOW)
-    with pytest.raises(Full):
-        replays.add(b"b" * 20, b"b" * 36, bytes(32), NOW + 59)
-    for k in range(1, 20):
-        filled(replays, bytes([k]) * 20, 100, NOW + 60 * k)
-        assert len(replays) <= 200
-
-
-def test_a_message_is_remembered_for_at_least_as_long_as_it_can_be_valid() -> None:
-    for age_s in range(0, 60, 7):
-        replays = Replays(None, BOUNDS, NOW)
-        replays.add(b"a" * 20, b"a" * 36, bytes(32), NOW + age_s)
-        for later in range(1, 60):
-            replays.add(b"b" * 20, b"b" * 20 + bytes([later]), bytes(32), NOW + age_s + later)
-            assert replays.find(b"a" * 36) is not None
-
-
-def test_replies_share_a_bounded_room() -> None:
-    replays = Replays(None, BOUNDS._replace(replies_bytes=1000), NOW)
-    filled(replays, b"a" * 20, 20, NOW)
-    for k in range(20):
-        replays.keep(b"a" * 20 + k.to_bytes(16, "big"), Reply(200, [], bytes(100)))
-    kept = [replays.find(b"a" * 20 + k.to_bytes(16, "big")).reply for k in range(20)]
-    assert sum(reply is not None for reply in kept) == 10
-
-
-def test_the_first_reply_stays_the_first() -> None:
-    replays = Replays(None, BOUNDS, NOW)
-    filled(replays, b"a" * 20, 1, NOW)
-    key = b"a" * 20 + bytes(16)
-    replays.keep(key, Reply(200, [], b"first"))
-    replays.keep(key, Reply(200, [], b"second"))
-    replays.keep(b"unknown", Reply(200, [], b"third"))
-    assert replays.find(key).reply.body == b"first"
-
-
-def test_files_hold_two_generations_and_only_their_owner_reads_them(tmp_path: Path) -> None:
-    replays = Replays(tmp_path / "seen", BOUNDS, NOW)
-    for k in range(10):
-        filled(replays, bytes([k]) * 20, 3, NOW + 70 * k)
-        files = sorted((tmp_path / "seen").iterdir())
-        assert len(files) <= 2 and all(file.stat().st_mode & 0o077 == 0 for file in files)
-    replays.close()
-    (tmp_path / "seen" / "messages-000000000000001.seen").write_text("stale\n")
-    again = Replays(tmp_path / "seen", BOUNDS, NOW + 700)
-    assert len(again) == 6 and len(list((tmp_path / "seen").iterdir())) == 2
 
 
 def test_a_line_that_a_crash_has_torn_is_skipped_and_those_behind_it_count(tmp_path: Path) -> None:

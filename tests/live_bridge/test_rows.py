@@ -278,10 +278,20 @@ def test_a_row_that_advertises_a_forbidden_address_is_dropped(address: str) -> N
     assert carol.counts == ["row_address"] and carol.get(ALICE.id) is None
 
 
+def haunted(carol: Watched, haunt: list[list[Any]], now_s: float = 0.0) -> int:
+    """Exchange until no row is left for later; returns after how many exchanges."""
+    payload, exchanges = orjson.dumps(haunt), 0
+    while "row_later" in carol.counts or not exchanges:
+        carol.counts.clear()
+        carol.heard(payload, now_s)
+        exchanges += 1
+    return exchanges
+
+
 def test_a_hundred_thousand_ghosts_fill_no_more_than_the_table() -> None:
     """The first thousand are signed and come in; the rest are dropped unread, so it does not matter what they hold."""
     carol = Watched()
-    carol.take(*(entry(ghost(k)) for k in range(1, 1001)))
+    haunted(carol, [entry(ghost(k)) for k in range(1, 1001)])
     payloads = [orjson.dumps([[f"{turn * 1000 + k:040x}", 1, 0.0, "row", "signature"] for k in range(1000)]) for turn in range(99)]
     began = time.process_time()
     for turn, payload in enumerate(payloads):
@@ -294,7 +304,7 @@ def test_a_thousand_real_ghosts_are_out_after_one_period_of_silence_and_stay_out
     carol = Watched()
     haunt = [entry(ghost(k), age_s=0.0) for k in range(1, 1001)]
     began = time.process_time()
-    carol.take(*haunt)
+    haunted(carol, haunt)
     spent_s = time.process_time() - began
     assert len(carol) == 1000 and spent_s < 0.1 * 60.0, "a tenth of one core over the period in which they are remembered"
     assert carol.take(entry(ALICE)).rows == [], "no place for a stranger while they are in"
@@ -302,6 +312,24 @@ def test_a_thousand_real_ghosts_are_out_after_one_period_of_silence_and_stay_out
     assert len(carol.silent(61.0)) == 1000 and len(carol) == 0
     assert carol.take(*haunt, now_s=62.0).rows == [], "old rows are no news"
     assert len(carol.take(entry(ALICE, age_s=0.0), now_s=62.0).rows) == 1
+
+
+def test_one_exchange_costs_a_bounded_number_of_checks_and_the_rest_comes_with_the_next() -> None:
+    carol = Watched()
+    haunt = [entry(ghost(k)) for k in range(1, 201)]
+    news = carol.take(*haunt)
+    assert len(news.rows) == carol.checked == rows.CHECKS and len(news.known) == 200
+    assert haunted(carol, haunt) == 3 and len(carol) == carol.checked == 200
+
+
+def test_no_row_is_left_for_later_for_ever() -> None:
+    """All beat faster than exchanges come, and more of them than one exchange checks."""
+    carol = Watched(BOUNDS._replace(beat_s=0.5))
+    heard: dict[str, int] = {}
+    for turn in range(1, 9):
+        for one in carol.take(*(entry(ghost(k), turn) for k in range(1, 201)), now_s=float(turn)).rows:
+            heard[one.row.id] = heard.get(one.row.id, 0) + 1
+    assert len(heard) == 200 and min(heard.values()) >= 2
 
 
 def test_ghosts_that_keep_beating_cost_one_check_each_beat() -> None:
@@ -343,7 +371,7 @@ def test_a_stranger_that_has_become_a_member_stays() -> None:
 
 def test_newcomers_come_at_once_and_then_by_a_trickle() -> None:
     carol = Watched(Bounds(most=60, silence_s=60.0, beat_s=1.0))
-    assert len(carol.take(*(entry(ghost(k)) for k in range(1, 61))).rows) == 60
+    assert len(carol.take(*(entry(ghost(k)) for k in range(1, 61))).rows) == 60 <= rows.CHECKS
     for k in range(1, 61):
         carol.forget(ghost(k).id)
     late = [entry(ghost(k)) for k in range(61, 81)]
