@@ -67,6 +67,7 @@ class DuelSettings:
     """A node's part in duels."""
 
     judge: bool
+    by: Literal["letters", "likelihood"]
     deadline_s: Positive
 
 

@@ -79,6 +79,7 @@ class Brain:
             "leaving": self._leaving,
             "accounts": self._accounts,
             "vote": self._vote,
+            "dueled": self._dueled,
         }
 
     def on(self, event: Event) -> list[Command]:
@@ -372,6 +373,12 @@ class Brain:
     def _vote(self, now: float, duel: str, judge: str, verdict: str) -> list[Command]:
         """A judge's verdict: A, B, abstain, or absent."""
         return self.contests.vote(duel, judge, verdict)
+
+    def _dueled(self, now: float, won: int) -> list[Command]:
+        """A duel about work that was done here has ended: won (1) or lost (0)."""
+        self.node.duels_won += won
+        self.node.duels_lost += 1 - won
+        return []
 
     def alive(self) -> list[str]:
         """Ids of the peers believed alive."""

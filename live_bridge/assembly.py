@@ -1,0 +1,200 @@
+"""The parts of a node that depend on its settings: engine, ledger, HTTP, keys, certificates."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from live_bridge.backends.watcher import Watcher
+from live_bridge.clock import Clock
+from live_bridge.config import NodeSettings, profile_named, terms_named
+from live_bridge.http.client import Client
+from live_bridge.http.message import Handler, Headers, HttpClient, HttpServer, Limits
+from live_bridge.http.server import Server
+from live_bridge.identity import Identity, load
+from live_bridge.ledger.ledger import Ledger, LocalLedger
+from live_bridge.ledger.remote import RemoteLedger
+from live_bridge.ledger.service import LedgerRoutes
+from live_bridge.ledger.store import Store
+from live_bridge.slip import Slipped
+
+if TYPE_CHECKING:
+    from live_bridge.backends.launch import Launched
+
+KB, MB = 1024, 1 << 20
+LEDGER_PATIENCE_S = 30.0
+LEDGER_TICK_S = 1.0
+LIFE_FILE = "lives"
+
+
+class LedgerPart(NamedTuple):
+    """A node's way to its ledger."""
+
+    ledger: Ledger
+    url: str  # where others reach it; empty when that is here
+    routes: LedgerRoutes | None  # when it is embedded in this node
+
+
+def limits_of(settings: NodeSettings) -> Limits:
+    """What clients may send, and how slowly."""
+    said = settings.limits
+    return Limits(
+        header_bytes=said.header_kb * KB,
+        body_bytes=said.body_mb * MB,
+        header_s=said.header_s,
+        body_s=said.body_s,
+        keepalive_s=said.keepalive_s,
+        connections=said.connections,
+    )
+
+
+def server_of(settings: NodeSettings, handler: Handler, count: Callable[[str], None]) -> HttpServer:
+    """The front, by the protocol code that the settings name."""
+    if settings.http == "aiohttp":
+        from live_bridge.http.reference import AiohttpServer
+
+        return AiohttpServer(handler, limits_of(settings), count)
+    return Server(handler, limits_of(settings), count)
+
+
+def client_of(settings: NodeSettings) -> HttpClient:
+    """What asks engines and peers, likewise."""
+    if settings.http == "aiohttp":
+        from live_bridge.http.reference import AiohttpClient
+
+        return AiohttpClient()
+    return Client()
+
+
+def certificates(settings: NodeSettings) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    """TLS of the front, and the trust in peers' certificates; None where the settings name none.
+
+    errors   Slipped for a file that cannot be used
+    """
+    said = settings.tls
+    try:
+        front = None
+        if said.certificate is not None:
+            front = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            front.load_cert_chain(said.certificate, said.key)
+        return front, ssl.create_default_context(cafile=said.peer_ca) if said.peer_ca else None
+    except (OSError, ssl.SSLError) as error:
+        raise Slipped(f"tls: {said.certificate or said.peer_ca}: cannot be used: {error}") from None
+
+
+def engine_key(settings: NodeSettings) -> Headers:
+    """Headers with the engine's own API key.
+
+    errors   Slipped when its file cannot be read
+    """
+    path = settings.backend.key_file
+    if path is None:
+        return []
+    try:
+        key = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Slipped(f"backend.key_file: {path}: cannot be read: {error}") from None
+    return [(b"authorization", b"Bearer " + key.encode())]
+
+
+async def emulated(settings: NodeSettings, clock: Clock) -> tuple[str, HttpServer]:
+    """Start an emulated engine in this process; returns its URL and what to close."""
+    from live_bridge.backends.emulated import Emulated
+
+    engine = Emulated(profile_named(settings.profile), clock, settings.profile, settings.backend.seed)
+    server = Server(engine.handle, Limits(), lambda _reason: None)
+    port = await server.listen("127.0.0.1", 0)
+    return f"http://127.0.0.1:{port}", server
+
+
+def watcher_of(settings: NodeSettings, client: HttpClient, url: str, clock: Clock, count: Callable[[str], None]) -> Watcher:
+    """What reads the engine's load; an emulated engine exports what vLLM does."""
+    said = settings.backend
+    kind = "vllm" if said.kind == "emulated" else said.kind
+    # readings are real ones: under a faster clock they stay as rare on the wall as they are without
+    metrics_s, stale_s = said.metrics_s * clock.speed, said.stale_s * clock.speed
+    return Watcher(client, url, kind, clock, metrics_s, stale_s, engine_key(settings), count)
+
+
+async def ledger_of(
+    settings: NodeSettings, client: HttpClient, home: Path, joined: str | None, count: Callable[[str], None]
+) -> LedgerPart:
+    """Reach the network's ledger, or found one.
+
+    joined   URL of the ledger that the joined node uses; None when this node joins nobody
+    """
+    url = settings.ledger.url or joined
+    if url is not None:
+        ledger = await RemoteLedger.connect(client, url, network=settings.network, patience_s=LEDGER_PATIENCE_S)
+        return LedgerPart(ledger, url, None)
+    local = await LocalLedger.start(
+        await store_of(settings, home),
+        load(home / "ledger.key"),
+        settings.network,
+        terms_named(settings.market),
+        speed=settings.speed,
+        unix_s=time.time,
+        count=count,
+        tick_s=LEDGER_TICK_S,
+    )
+    return LedgerPart(local, "", LedgerRoutes(local, count))
+
+
+async def store_of(settings: NodeSettings, home: Path) -> Store:
+    """Open the ledger's engine.
+
+    errors   Slipped when PostgreSQL is asked for without saying where
+    """
+    if settings.ledger.engine == "memory":
+        from live_bridge.ledger.memory import MemoryStore
+
+        return MemoryStore()
+    if settings.ledger.engine == "postgres":
+        from live_bridge.ledger.postgres import PostgresStore
+
+        if settings.ledger.dsn is None:
+            raise Slipped(
+                "ledger.dsn: must name the PostgreSQL server for ledger.engine=postgres, such as postgresql://user@host/db"
+            )
+        return await PostgresStore.connect(settings.ledger.dsn)
+    from live_bridge.ledger.sqlite import SqliteStore
+
+    return SqliteStore(home / "ledger.sqlite")
+
+
+def next_life(home: Path) -> int:
+    """Count the lives of a node: each start outranks all that was said in earlier ones."""
+    path = home / LIFE_FILE
+    text = path.read_text(encoding="ascii").strip() if path.exists() else "0"
+    if not text.isdecimal():
+        raise Slipped(
+            f"{path}: must hold the number of this node's starts, found {text[:20]!r}; write a number greater than any before"
+        )
+    life = int(text) + 1
+    part = path.with_suffix(".next")
+    part.write_text(f"{life}\n", encoding="ascii")
+    part.replace(path)
+    return life
+
+
+async def settled(server: HttpServer | None) -> None:
+    """Close a server that this node has started for itself."""
+    if server is not None:
+        server.close()
+        await asyncio.sleep(0)
+
+
+def identity_of(home: Path) -> Identity:
+    """The node's own key."""
+    return load(home / "node.key")
+
+
+async def launched(settings: NodeSettings) -> "Launched | None":
+    """Start vLLM where the settings ask for it, and wait until it is healthy."""
+    if settings.backend.launch is None:
+        return None
+    from live_bridge.backends.launch import launch
+
+    return await launch(settings.backend)

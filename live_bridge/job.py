@@ -1,0 +1,100 @@
+"""One request under way at a node: its content, where it is to run, how far it has come."""
+
+import asyncio
+from typing import Any
+
+from live_bridge.facts import Facts
+from live_bridge.http.message import Headers, Request
+
+LOCAL = "local"
+PEER = "peer"
+FAIL = "fail"
+
+_NOT_PASSED_IN = frozenset(
+    b"host connection keep-alive proxy-connection transfer-encoding content-length upgrade te trailer expect authorization cookie "
+    b"proxy-authorization x-api-key".split()
+)
+_NOT_PASSED_OUT = frozenset(b"connection keep-alive transfer-encoding content-length upgrade trailer".split())
+
+
+def passed_in(headers: Headers) -> Headers:
+    """Headers of a user's request that the engine gets: none that belong to the connection, none that hold a key."""
+    return [pair for pair in headers if pair[0] not in _NOT_PASSED_IN and not pair[0].startswith(b"market-")]
+
+
+def passed_out(headers: Headers) -> Headers:
+    """Headers of an engine's answer that the user gets."""
+    return [pair for pair in headers if pair[0] not in _NOT_PASSED_OUT]
+
+
+class Job:
+    """A request and what has become of it so far."""
+
+    __slots__ = (
+        "_pending",
+        "_waiter",
+        "arrived_s",
+        "began",
+        "body",
+        "executions",
+        "executor",
+        "facts",
+        "failure",
+        "first_s",
+        "headers",
+        "id",
+        "keep",
+        "path",
+        "tokens",
+    )
+
+    def __init__(self, job_id: str, path: str, headers: Headers, body: bytes, facts: Facts, arrived_s: float) -> None:
+        self.id = job_id
+        self.path = path
+        self.headers = headers
+        self.body = body
+        self.facts = facts
+        self.arrived_s = arrived_s
+        self.first_s = 0.0  # market s of the first byte of the answer; 0 = not yet
+        self.began = False  # whether the user has got anything
+        self.tokens = 0  # of the answer so far
+        self.executions = 0
+        self.executor = ""
+        self.failure = ""
+        self.keep: bytearray | None = None  # the answer, where a judge will read it
+        self._pending: tuple[Any, ...] | None = None
+        self._waiter: asyncio.Future[tuple[Any, ...]] | None = None
+
+    @classmethod
+    def of(cls, job_id: str, request: Request, facts: Facts, arrived_s: float) -> "Job":
+        """Make a job of a user's request."""
+        return cls(job_id, request.path, passed_in(request.headers), request.body, facts, arrived_s)
+
+    def decree(self, *fate: Any) -> None:
+        """Say where it runs next: LOCAL, PEER with what that needs, or FAIL with a reason."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(fate)
+        else:
+            self._pending = fate
+
+    async def fate(self) -> tuple[Any, ...]:
+        """Wait for the next decree."""
+        if self._pending is not None:
+            fate, self._pending = self._pending, None
+            return fate
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def note(self, chunk: bytes) -> None:
+        """Count the tokens of a chunk of a streamed answer: one for each event; the last one, [DONE], is none."""
+        self.tokens += chunk.count(b"data: ") - chunk.count(b"data: [DONE]")
+        if self.keep is not None and len(self.keep) < KEEP_BYTES:
+            self.keep += chunk
+
+
+KEEP_BYTES = 262_144
+"""What is kept of an answer for a judge."""

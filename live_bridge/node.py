@@ -1,0 +1,318 @@
+"""One node: one process, one provider. Put together here, started, kept up, drained and stopped."""
+
+import asyncio
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from agents.policy import PolicyError
+from live_bridge import assembly, log
+from live_bridge.bench import Bench
+from live_bridge.brain import Brain, Setup
+from live_bridge.clock import Clock
+from live_bridge.config import NodeSettings, profile_named, terms_named
+from live_bridge.core import Core
+from live_bridge.correspondence import Correspondence, UnansweredError
+from live_bridge.desk import Desk
+from live_bridge.gateway import Gateway
+from live_bridge.host import Host
+from live_bridge.http.message import HttpError, HttpServer
+from live_bridge.journal import Journal
+from live_bridge.ledger.journal import Founding, Receipt
+from live_bridge.ledger.store import StoreError
+from live_bridge.metrics import NodeMetrics
+from live_bridge.peers.addresses import Guard
+from live_bridge.peers.envelope import Door
+from live_bridge.peers.replays import Bounds as ReplayBounds
+from live_bridge.peers.replays import Replays
+from live_bridge.peers.rows import Bounds, Directory
+from live_bridge.peers.users import Users, UsersError
+from live_bridge.pilot import Pilot
+from live_bridge.portrait import Portrait
+from live_bridge.purse import Purse
+from live_bridge.relay import Relay
+from live_bridge.replay import header
+from live_bridge.routes import Router
+from live_bridge.slip import Slipped
+from live_bridge.society import Society, greet
+from live_bridge.trade import Trade
+from live_bridge.upkeep import Upkeep, run_all
+from live_bridge.view.feed import Feed
+from live_bridge.view.recent import Recent
+from market.chance import key_of
+from settings import SettingsError
+
+VERSION = "0.1.0"
+LOG = logging.getLogger(__name__)
+MOST_NAMES = 1000
+LOOK_UP_S = 2.0
+GOSSIP_WALL_S = 0.1
+"""Least seconds on the wall between two gossip rounds, however fast the clock."""
+SILENCE_ROUNDS = 100
+PAGE_S = 1.0
+
+
+class Node:
+    """A provider in the market, live."""
+
+    def __init__(self, settings: NodeSettings, again: Callable[[], NodeSettings]) -> None:
+        """Take the settings, and what reads them again when the node is told to (SIGHUP)."""
+        self.settings = settings
+        self._again = again
+        self._home = Path(settings.home)
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Future[object]] = set()
+        self.ready = False
+        self.metrics = NodeMetrics()
+        self.clock = Clock(settings.speed)
+        self.recent = Recent(self.clock.now)
+        self.feed = Feed()
+
+    # -- putting together
+
+    async def run(self) -> int:
+        """Start, serve until told to stop, drain; returns the exit status."""
+        log.configure(self.settings.log.level, Path(self.settings.log.file) if self.settings.log.file else None)
+        self._home.mkdir(parents=True, exist_ok=True)
+        self.identity = assembly.identity_of(self._home)
+        self.name = self.settings.name or self.identity.id[:8]
+        front, trust = assembly.certificates(self.settings)
+        self.client = assembly.client_of(self.settings)
+        self.guard = Guard(self.settings.peers.allow, MOST_NAMES, LOOK_UP_S)
+        engine = await self._start_engine()
+        try:
+            self._make_mind()
+            self._make_market(trust)
+            server = assembly.server_of(self.settings, self.router.handle, self.metrics.http_error)
+            await self._open(server, front)
+            await self._live(server)
+        finally:
+            await self._close(engine)
+        return 0
+
+    async def _start_engine(self) -> HttpServer | None:
+        """Start the engine where it is this node's to start; find out its URL."""
+        self.engine_url, started = self.settings.backend.url, None
+        if self.settings.backend.kind == "emulated":
+            self.engine_url, started = await assembly.emulated(self.settings, self.clock)
+        self.launched = await assembly.launched(self.settings)
+        if self.launched is not None:
+            self.engine_url = self.launched.url
+        return started
+
+    def _make_mind(self) -> None:
+        """Make the mind, its journal and its policy."""
+        settings = self.settings
+        terms, profile = terms_named(settings.market), profile_named(settings.profile)
+        key = key_of(secrets.randbits(63), 0)
+        life = assembly.next_life(self._home)
+        setup = Setup(self.identity.id, terms, profile, settings.slo_s, settings.tick_s, key, life, settings.duels.deadline_s)
+        seed = key & 0x7FFF_FFFF
+        head = header(setup, asdict(terms), asdict(profile), settings.policy, seed)
+        soon = asyncio.get_running_loop().call_soon
+        self.journal = Journal(self._home / "journal.jsonl", head, soon, self._disk_failed)
+        self.core = Core(Brain(setup), self.clock, self.journal, settings.network)
+        self.pilot = Pilot(settings.policy, seed)
+        self.metrics.identify(self.identity.id, self.name, self.pilot.name, VERSION)
+        backend = settings.backend
+        self.relay = Relay(self.client, self.engine_url, assembly.engine_key(settings), backend.connect_s, backend.first_byte_s)
+        self.watcher = assembly.watcher_of(settings, self.client, self.engine_url, self.clock, self.metrics.reading)
+
+    def _make_market(self, trust: object) -> None:
+        """Make what deals with peers and users."""
+        settings, core = self.settings, self.core
+        ttl_s = settings.peers.message_ttl_s
+        bounds = ReplayBounds(2 * ttl_s, 200_000, 20_000, 4096, 32 << 20)
+        replays = Replays(self._home / "messages", bounds, time.time())
+        door = Door(self.identity, settings.network, ttl_s, replays, self.metrics.refused)
+        round_s = self.gossip_s
+        self.directory = Directory(
+            self.identity.id,
+            settings.network,
+            Bounds(settings.peers.most, SILENCE_ROUNDS * round_s, round_s / 4),
+            self.guard.check,
+            lambda peer: peer in core.brain.belief.places,
+            self.metrics.refused,
+        )
+        self._met: dict[str, str] = {}
+        letters = Correspondence(door, self.guard, self.client, self._where, trust)  # type: ignore[arg-type]
+        self.portrait = Portrait(core, self.directory, self.pilot, self.recent, self.metrics, self.name)
+        self.society = Society(core, self.identity, self.directory, door, letters, self.metrics, self.recent, self.spawn)
+        self.society.name = self.name
+        self.host = Host(core, door, self.relay, self.identity, lambda: self.purse.ledger.founding, self.portrait)
+        self.trade = Trade(core, letters, lambda: self.purse, self._public_of, self.metrics, self.portrait, self.spawn)
+        self.desk = Desk(core, self.trade, letters, lambda: self.purse, self.metrics, self.recent, self.spawn)
+        self.bench = Bench(core, self.host, self.relay, self.identity, self._model, settings.duels.by)
+        self.bench.willing = settings.duels.judge
+        self.gateway = Gateway(core, self.relay, self.trade, self.metrics, self.portrait, settings.users.default_max_tokens)
+        self.users = Users(Path(settings.users.keys_file)) if settings.users.keys_file else None
+        self.upkeep = Upkeep(core, self.pilot, self.watcher, self.metrics, self.portrait.decided)
+        self.router = Router(self)
+
+    @property
+    def gossip_s(self) -> float:
+        """Market seconds between gossip rounds: the terms', but no faster on the wall than a machine can talk."""
+        terms = terms_named(self.settings.market)
+        return max(terms.gossip_s, GOSSIP_WALL_S * self.clock.speed)
+
+    # -- life
+
+    async def _open(self, server: HttpServer, front: object) -> None:
+        """Listen, reach the ledger, open the account, join."""
+        host, port = self.settings.address()
+        try:
+            bound = await server.listen(host, port, front)  # type: ignore[arg-type]
+        except OSError as error:
+            raise Slipped(f"listen: {host}:{port}: cannot be used: {error.strerror or error}; choose another port") from None
+        shown = f"[{host}]" if ":" in host else host
+        scheme = "https" if front else "http"
+        self.address = self.settings.advertise or f"{scheme}://{shown}:{bound}"
+        self.society.address = self.address
+        hellos = [await greet(self.client, self.guard, url, self.settings.network) for url in self.settings.join]
+        joined = hellos[0]["ledger"] if hellos else None
+        self.part = await assembly.ledger_of(self.settings, self.client, self._home, joined, self.metrics.refused)
+        ttl_s = self.settings.ledger.hold_ttl_s
+        self.purse = Purse(self.part.ledger, self.identity, ttl_s, self._ordered)
+        self.society.purse = self.purse
+        await self.purse.open()
+        await self.society.read_ledger()
+        for hello in hellos:
+            self._met[hello["id"]] = hello["address"]
+            if not await self.society.exchange(hello["id"]):
+                raise Slipped(f"join: {hello['address']} does not answer signed letters; is its peers.allow right?")
+        await self.watcher.poll()
+        await self._learn_model()
+
+    async def _live(self, server: HttpServer) -> None:
+        """Serve until told to stop, then drain."""
+        loop = asyncio.get_running_loop()
+        for word in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(word, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        rounds = [
+            (self.settings.tick_s, self.upkeep.tick),
+            (self.settings.control_s, self.upkeep.decide),
+            (self.gossip_s, self.society.round),
+            (PAGE_S * self.clock.speed, self._show),
+        ]
+        watching = asyncio.create_task(self.watcher.run())
+        living = asyncio.create_task(run_all(self.core, rounds, self._failed))
+        self.ready = True
+        LOG.info("ready", extra={"address": self.address, "node": self.identity.id, "policy": self.pilot.name})
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({stopped, living}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if living.done():
+            living.result()
+        await self._drain(server)
+        living.cancel()
+        watching.cancel()
+        await asyncio.gather(living, watching, return_exceptions=True)
+
+    async def _drain(self, server: HttpServer) -> None:
+        """Take no more, say so, let what runs end."""
+        self.gateway.draining = self.host.draining = self.portrait.draining = True
+        self.recent.event("this node is leaving: no new work, answers under way end")
+        await self.society.farewell()
+        until = time.monotonic() + self.settings.limits.drain_s
+        while self.core.jobs and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        self.feed.close()
+        await server.drain(max(until - time.monotonic(), 0.1))
+        await asyncio.wait(self._tasks, timeout=2.0) if self._tasks else None
+
+    async def _close(self, engine: HttpServer | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        part = getattr(self, "part", None)
+        if part is not None:
+            await part.ledger.close()
+        await assembly.settled(engine)
+        if self.launched is not None:
+            await self.launched.stop()
+        await self.client.close()
+        if hasattr(self, "journal"):
+            self.journal.close()
+
+    # -- what happens meanwhile
+
+    def spawn(self, work: Awaitable[object]) -> None:
+        """Let something happen beside; what it fails of is logged and counted."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Future[object]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failed(task.exception())
+
+    def _failed(self, error: BaseException | None) -> None:
+        """Something beside the requests has failed: an unreachable ledger or peer is survived, all else ends the node."""
+        if isinstance(error, (StoreError, UnansweredError, HttpError)):
+            LOG.warning("out of reach", extra={"reason": str(error)})
+            self.recent.event(f"out of reach: {error}")
+            return
+        LOG.error("a part of the node has failed", exc_info=error)
+        self._stop.set()
+
+    def _disk_failed(self, error: OSError) -> None:
+        LOG.error("the journal cannot be written", extra={"reason": str(error)})
+        self.recent.event(f"the journal cannot be written: {error}")
+
+    def _ordered(self, kind: str, receipt: Receipt) -> None:
+        self.metrics.order(kind, "accepted" if receipt.accepted else "refused")
+        self.society.paid(receipt)
+
+    def _where(self, peer: str) -> str | None:
+        row = self.directory.get(peer)
+        return row.address if row is not None else self._met.get(peer)
+
+    def _public_of(self, peer: str) -> bytes | None:
+        row = self.directory.get(peer)
+        return None if row is None else row.public
+
+    async def _learn_model(self) -> None:
+        """Ask the engine what it serves; one that does not answer yet is asked again when a vote is due."""
+        try:
+            status, _, body = await self.relay.get("/v1/models")
+            models = [str(model["id"]) for model in orjson.loads(body)["data"]] if status == 200 else []
+        except (HttpError, orjson.JSONDecodeError, KeyError, TypeError):
+            models = []
+        self.society.models = tuple(models[:32])
+
+    def _model(self) -> str:
+        return self.society.models[0] if self.society.models else ""
+
+    async def _show(self) -> None:
+        if not self.society.models:
+            await self._learn_model()
+        self.feed.publish(self.portrait.snapshot())
+
+    def reload(self) -> None:
+        """Read settings and policy again (SIGHUP): what is bad is refused, and the old stays in force."""
+        try:
+            fresh = self._again()
+            self.pilot.reload(fresh.policy)
+            if self.users is not None:
+                self.users.reload()
+        except (SettingsError, PolicyError, UsersError) as error:
+            LOG.warning("not reloaded", extra={"reason": str(error)})
+            self.recent.event(f"not reloaded: {error}")
+            return
+        self.bench.willing = fresh.duels.judge
+        self.core.brain.node.slo_s = fresh.slo_s
+        self.metrics.identify(self.identity.id, self.name, self.pilot.name, VERSION)
+        self.recent.event(f"reloaded: policy {self.pilot.name}")
+
+    @property
+    def founding(self) -> Founding:
+        """Of the ledger in use."""
+        return self.purse.ledger.founding

@@ -1,0 +1,212 @@
+"""Other nodes: how one joins them, tells and hears the news, and knows what all accounts hold."""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+
+from live_bridge.core import Core
+from live_bridge.correspondence import Correspondence, UnansweredError
+from live_bridge.http.message import HttpClient, HttpError, Response
+from live_bridge.identity import Identity
+from live_bridge.ledger.journal import Receipt
+from live_bridge.metrics import NodeMetrics
+from live_bridge.peers.addresses import AddressError, Guard
+from live_bridge.peers.envelope import Door, Message
+from live_bridge.peers.rows import Directory, Heard, News, Row
+from live_bridge.purse import Purse
+from live_bridge.slip import Slipped
+from live_bridge.view.recent import Recent
+
+GOSSIP, HELLO = "/market/v1/gossip", "/market/v1/hello"
+HELLO_BYTES = 65_536
+LONGEST_NAME = 64
+
+
+class Society:
+    """Membership and gossip of one node."""
+
+    def __init__(
+        self,
+        core: Core,
+        identity: Identity,
+        directory: Directory,
+        door: Door,
+        letters: Correspondence,
+        metrics: NodeMetrics,
+        recent: Recent,
+        spawn: Callable[[Awaitable[object]], None],
+    ) -> None:
+        self._core = core
+        self._identity = identity
+        self._directory = directory
+        self._door = door
+        self._letters = letters
+        self._metrics = metrics
+        self._recent = recent
+        self._spawn = spawn
+        self._left: set[str] = set()
+        self._moving = False
+        self.purse: Purse | None = None
+        self.address = ""
+        self.name = ""
+        self.models: tuple[str, ...] = ()
+        self.leaving = False
+        core.carry_out |= {"gossip": self._gossip, "lost": self._lost, "stake": self._stake, "unstake": self._unstake}
+
+    # -- what is told
+
+    async def round(self) -> None:
+        """One gossip round: read the ledger, let the mind post and choose a partner."""
+        await self.read_ledger()
+        self._core.emit("gossip")
+        self._post()
+        for peer in self._directory.silent(self._core.clock.now()):
+            self._recent.event(f"{peer[:8]} has been silent for long and is forgotten")
+
+    def _post(self) -> None:
+        """Sign what the mind has posted."""
+        brain = self._core.brain
+        row = brain.belief.rows[0]
+        mine = Row(
+            self._identity.public,
+            self.address,
+            self.name[:LONGEST_NAME],
+            self.models,
+            row.version,
+            max(float(row.wait_s), 0.0),
+            min(max(float(row.usage), 0.0), 1.0),
+            0.0 if self.leaving else float(row.accepts),
+            row.duels_won,
+            row.duels_lost,
+            self.leaving,
+        )
+        self._directory.post(self._identity, mine, self._core.clock.now())
+
+    def _gossip(self, peer: str) -> None:
+        self._spawn(self.exchange(peer))
+
+    async def exchange(self, peer: str) -> bool:
+        """Tell a peer all news and hear its; False when it does not answer."""
+        core = self._core
+        if self._directory.get(core.brain.setup.me) is None:
+            self._post()
+        patience_s = max(core.clock.wall_s(core.brain.belief.terms.offer_timeout_s), 0.25)
+        try:
+            _, answer = await self._letters.ask_raw(peer, GOSSIP, self._directory.export(core.clock.now(), {}), patience_s)
+        except UnansweredError:
+            core.emit("mute", peer)
+            return False
+        self._hear(answer)
+        return True
+
+    def hear(self, message: Message, response: Response) -> None:
+        """A peer tells its news: take it, and answer with what it has not heard."""
+        news = self._hear(message.body)
+        body = self._directory.export(self._core.clock.now(), news.known)
+        response.send(200, self._door.reply(message, 200, body), body)
+
+    def _hear(self, payload: bytes) -> News:
+        core = self._core
+        news = self._directory.heard(payload, core.clock.now())
+        rows = [
+            [
+                one.row.id,
+                one.row.version,
+                one.age_s,
+                one.row.wait_s,
+                one.row.usage,
+                one.row.accepts,
+                one.row.duels_won,
+                one.row.duels_lost,
+            ]
+            for one in news.rows
+        ]
+        known = core.brain.belief.places
+        for row in rows:
+            if row[0] not in known:
+                self._recent.event(f"{row[0][:8]} has joined")
+        if rows:
+            core.emit("heard", rows)
+        for one in news.rows:
+            peer = one.row.id
+            if one.row.leaving:
+                core.emit("leaving", peer)
+                if peer not in self._left:
+                    self._recent.event(f"{one.row.name} ({peer[:8]}) is leaving")
+                self._left.add(peer)
+            else:
+                self._left.discard(peer)
+        return news
+
+    def _lost(self, peer: str) -> None:
+        self._recent.event(f"{peer[:8]} does not answer any more")
+
+    async def farewell(self) -> None:
+        """Say that this node leaves, to every peer believed alive."""
+        self.leaving = True
+        core = self._core
+        core.emit("leaving", core.brain.setup.me)
+        core.emit("gossip")
+        self._post()
+        for peer in core.brain.alive():
+            await self.exchange(peer)
+
+    # -- the ledger
+
+    async def read_ledger(self) -> None:
+        """Tell the mind what all accounts hold."""
+        if self.purse is None:
+            return
+        accounts = await self.purse.accounts()
+        self._core.emit("accounts", [[owner, *held] for owner, held in accounts.items()])
+
+    def paid(self, receipt: Receipt) -> None:
+        """A receipt for an own order: what the account holds since."""
+        if receipt.accepted:
+            held = [receipt.credit_micro, receipt.stake_micro, receipt.unbonding_micro, receipt.escrow_micro]
+            self._core.emit("accounts", [[receipt.account, *held]])
+
+    def _stake(self, amount_micro: int) -> None:
+        self._move(lambda purse: purse.stake(amount_micro))
+
+    def _unstake(self, amount_micro: int) -> None:
+        self._move(lambda purse: purse.unstake(amount_micro))
+
+    def _move(self, order: Callable[[Purse], Awaitable[Receipt]]) -> None:
+        """Move stake, one order at a time: the next tick sees what came of it."""
+        if self.purse is not None and not self._moving:
+            self._moving = True
+            self._spawn(self._moved(order(self.purse)))
+
+    async def _moved(self, order: Awaitable[Receipt]) -> None:
+        try:
+            await order
+        finally:
+            self._moving = False
+
+
+def _told(one: Heard) -> list[object]:
+    """A row as the mind is told of it: see Belief.hear."""
+    row = one.row
+    return [row.id, row.version, one.age_s, row.wait_s, row.usage, row.accepts, row.duels_won, row.duels_lost]
+
+
+async def greet(client: HttpClient, guard: Guard, url: str, network: str) -> dict[str, str]:
+    """Ask the node at `url` who it is: id, public, address, ledger.
+
+    errors   Slipped when nobody answers there, or it is of another network
+    """
+    try:
+        pinned = await guard.pin(url)
+        with await client.request("GET", pinned.url + HELLO, address=pinned.ip, connect_s=5.0, first_byte_s=5.0) as reply:
+            said = orjson.loads(await reply.body(HELLO_BYTES))
+    except (HttpError, AddressError) as error:
+        raise Slipped(f"join: {url}: {error}") from None
+    except orjson.JSONDecodeError:
+        raise Slipped(f"join: {url} answers, but is no node of a market") from None
+    wanted = {"id", "public", "network", "address", "ledger"}
+    if not isinstance(said, dict) or not wanted <= set(said) or not all(isinstance(said[key], str) for key in wanted):
+        raise Slipped(f"join: {url} answers, but is no node of a market")
+    if said["network"] != network:
+        raise Slipped(f"join: {url} is of network {said['network']}, this node of {network}; set network={said['network']}")
+    return {key: said[key] for key in wanted}
