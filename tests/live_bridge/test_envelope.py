@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -311,6 +312,29 @@ def test_a_refusal_says_why_in_the_form_of_errors() -> None:
     error = orjson.loads(body)["error"]
     assert status == 403 and error["code"] == "receiver" and error["message"] == MEANING["receiver"]
     assert (b"content-type", b"application/json") in headers
+
+
+def test_an_offer_is_signed_opened_and_answered_in_well_under_a_millisecond() -> None:
+    """Some 40 us to sign, 75 to open, 30 to answer, 60 to believe; the bound leaves room for a slow machine."""
+    alice, bob = Node(ALICE), Node(BOB)
+    spent_s = []
+    for _ in range(5):
+        began = time.process_time()
+        for _ in range(50):
+            message = recorded(
+                ALICE, BOB, b'{"id":"0123456789abcdef","prompt_tokens":1234,"forecast_tokens":800,"remaining_s":57.25}'
+            )
+            assert alice.door.believes(message.headers, BOB.id, *bob.answer(message))
+        spent_s.append((time.process_time() - began) / 50)
+    assert min(spent_s) < 0.001
+
+
+def test_a_malformed_message_costs_next_to_nothing() -> None:
+    bob, message = Node(BOB), recorded(ALICE, MALLORY)
+    began = time.process_time()
+    for _ in range(1000):
+        bob.answer(message)
+    assert time.process_time() - began < 0.1, "no signature was checked"
 
 
 # M3: no replay
