@@ -32,6 +32,8 @@ class Pilot:
 
         errors   PolicyError
         """
+        self.late: Callable[[Verdict], None] = lambda _verdict: None
+        """Hears of a decision that came after its time: the paper's rules have steered until then."""
         self._seed = seed
         self._thread = ThreadPoolExecutor(1, "policy")
         self._stalled: asyncio.Future[Verdict] | None = None
@@ -70,7 +72,13 @@ class Pilot:
             return await asyncio.wait_for(asyncio.shield(asked), PATIENCE_S)
         except TimeoutError:
             self._stalled = asked
+            asked.add_done_callback(self._came)
             return Verdict(None, "stalled")
+
+    def _came(self, asked: "asyncio.Future[Verdict]") -> None:
+        """A stalled policy has answered after all."""
+        if not asked.cancelled() and asked.exception() is None and asked.result().action is not None:
+            self.late(asked.result())
 
     def close(self) -> None:
         """Give the thread back; one that stalls is not waited for."""

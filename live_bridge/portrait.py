@@ -73,7 +73,7 @@ class Portrait:
     def levels(self) -> Levels:
         """What metrics read off the node."""
         brain = self._core.brain
-        peers = Counter(STATUS[brain.belief.status(place)] for place in range(1, brain.belief.providers))
+        peers = Counter[str](STATUS[brain.belief.status(place)] for place in range(1, brain.belief.providers))
         mine = brain.belief.accounts[0]
         return Levels(self._in_flight(), brain.node.queued, mine.credit_micro, mine.stake_micro, peers)
 
@@ -109,6 +109,7 @@ class Portrait:
             "actions": dict(self.actions),
             "balances": self._balances(0),
             "alive": brain.alive(),
+            "stakes": {owner: self._balances(place)["stake"] for owner, place in brain.belief.places.items()},
         }
 
     def _balances(self, place: int) -> dict[str, float]:

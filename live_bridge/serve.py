@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from live_bridge.config import NodeSettings, documented, node_settings
+from live_bridge.config import documented, node_settings
 from settings import SettingsError, Slip
 
 SHORT = {
@@ -68,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
     settings = node_settings(args.config, spoken(args))
     from live_bridge.node import Node
 
-    return runner(settings)(Node(settings, lambda: node_settings(args.config, spoken(args))).run())
+    node = Node(settings, lambda: node_settings(args.config, spoken(args)))
+    return run_loop(settings.loop, node.run())
 
 
-def runner(settings: NodeSettings) -> Any:
-    """The event loop's entry: uvloop's, or asyncio's where that is asked for."""
-    if settings.loop == "asyncio":
-        return asyncio.run
+def run_loop(loop: str, work: Coroutine[Any, Any, int]) -> int:
+    """Run `work` on uvloop, or on asyncio's own loop where that is asked for."""
+    if loop == "asyncio":
+        return asyncio.run(work)
     import uvloop
 
-    return uvloop.run
+    return uvloop.run(work)

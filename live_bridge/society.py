@@ -108,25 +108,11 @@ class Society:
     def _hear(self, payload: bytes) -> News:
         core = self._core
         news = self._directory.heard(payload, core.clock.now())
-        rows = [
-            [
-                one.row.id,
-                one.row.version,
-                one.age_s,
-                one.row.wait_s,
-                one.row.usage,
-                one.row.accepts,
-                one.row.duels_won,
-                one.row.duels_lost,
-            ]
-            for one in news.rows
-        ]
-        known = core.brain.belief.places
-        for row in rows:
-            if row[0] not in known:
-                self._recent.event(f"{row[0][:8]} has joined")
-        if rows:
-            core.emit("heard", rows)
+        for one in news.rows:
+            if one.row.id not in core.brain.belief.places:
+                self._recent.event(f"{one.row.name} ({one.row.id[:8]}) has joined")
+        if news.rows:
+            core.emit("heard", [_told(one) for one in news.rows])
         for one in news.rows:
             peer = one.row.id
             if one.row.leaving:

@@ -1,7 +1,7 @@
 """What a node does by the clock: upkeep each tick, a decision each control_s, a gossip round, a look at engine and ledger."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from live_bridge.backends.watcher import Watcher
 from live_bridge.core import Core
@@ -40,6 +40,7 @@ class Upkeep:
         self._decided = decided
         self._ticked_s = core.clock.now()
         self._seen: bool | None = None
+        pilot.late = self._follow
 
     async def tick(self) -> None:
         """Look at the engine, then let the mind do its upkeep."""
@@ -67,16 +68,18 @@ class Upkeep:
     async def decide(self) -> None:
         """Ask the policy and put its intent in force; where it fails, the paper's rules."""
         core = self._core
-        verdict = await self._pilot.decide(lambda: core.brain.observe(core.clock.now()))
+        self._follow(await self._pilot.decide(lambda: core.brain.observe(core.clock.now())))
+
+    def _follow(self, verdict: Verdict) -> None:
         if verdict.action is None:
-            core.emit("paper")
+            self._core.emit("paper")
         else:
-            core.emit("decide", *verdict.action)
+            self._core.emit("decide", *verdict.action)
         self._metrics.decision("policy" if verdict.action else "paper", verdict.failure)
         self._decided(verdict)
 
 
-async def run_all(core: Core, rounds: list[tuple[float, Round]], failed: Callable[[BaseException], None]) -> None:
+async def run_all(core: Core, rounds: Sequence[tuple[float, Round]], failed: Callable[[BaseException], None]) -> None:
     """Run rounds side by side until one fails or all are cancelled."""
     async with asyncio.TaskGroup() as group:
         for span_s, work in rounds:
