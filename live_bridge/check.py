@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from live_bridge import stage as staging
 from live_bridge import tables
 from live_bridge.clock import Clock
-from live_bridge.compare import BOUNDS, Comparison, compare
+from live_bridge.compare import BOUNDS, Comparison, compare, floor_s
 from live_bridge.episode import UNFINISHED, Ask, Course, Episode, rehearse, rows
 from live_bridge.fleet import Fleet, FleetError, on_signals, tail
 from live_bridge.http.client import Client
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
     names = dict(zip(episode.played, policies, strict=True))
     plays = uvloop.run(_play_all(stage, episode, names, args.repetitions, console))
-    found = [compare(name, episode, [play.course for play in plays[name]], stage.speed) for name in names]
+    floor = floor_s(stage.speed, emulated=stage.backend == "emulated")
+    found = [compare(name, episode, [play.course for play in plays[name]], floor) for name in names]
     folder = args.out or Path("runs/check") / episode.scenario / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     return conclude(stage, episode, found, plays, folder, console, log=args.wandb)
 
@@ -171,6 +172,7 @@ async def play(
             await fleet.start(members[:1])
             await fleet.start(members[1:])
             targets = [Target(url, await model_of(client, url)) for url in urls]
+            before = await states_of(client, urls)
             clock = Clock(stage.speed)
             load = Load(targets, client, clock, on_done)
             await load.play(episode.demand, episode.horizon_s)
@@ -179,7 +181,7 @@ async def play(
                 member, status = fleet.ended()[0]
                 raise FleetError(f"{member.name}: has ended with status {status} in mid-play\n{tail(member)}")
             states = await states_of(client, urls)
-        return Play(course_of(episode, load.outcomes, states), load.outcomes, states, load.punctuality)
+        return Play(course_of(episode, load.outcomes, before, states), load.outcomes, states, load.punctuality)
     finally:
         await client.close()
 
@@ -193,18 +195,21 @@ async def model_of(client: Client, url: str) -> str:
     return str(json.loads(body)["data"][0]["id"])
 
 
-def course_of(episode: Episode, outcomes: Sequence[Outcome], states: Sequence[State]) -> Course:
+def course_of(episode: Episode, outcomes: Sequence[Outcome], before: Sequence[State], after: Sequence[State]) -> Course:
     """Write a live play down as the simulator does its own; requests that were not sent in time are unfinished."""
     nobody = Outcome(UNFINISHED, math.inf, math.inf, -1, "", 0, 0.0, "")
     fates = [*outcomes, *[nobody] * (len(episode.demand) - len(outcomes))]
-    index = {state.id: i for i, state in enumerate(states)}
+    index = {state.id: i for i, state in enumerate(after)}
     executors = [_executor(index, ask, fate) for ask, fate in zip(episode.demand, fates, strict=True)]
     ends = ([fate.latency_s for fate in fates], [fate.ttft_s for fate in fates], [fate.status for fate in fates])
-    levels = [state.actions for state in states]
-    actions = None if any(mine is None for mine in levels) else np.array(levels, np.int64).sum(axis=0)
-    counters = {name: [state.counters[name] for state in states] for name in states[0].counters}
-    wealth = np.array([state.wealth for state in states])
-    return Course(rows(episode.demand, executors, *ends), wealth, actions, counters)
+    levels = [state.levels(then.actions) for then, state in zip(before, after, strict=True)]
+    chosen = [mine for mine in levels if mine is not None]
+    actions = np.sum(chosen, axis=0) if len(chosen) == len(levels) else None
+    counters = {
+        name: [state.counters[name] - then.counters[name] for then, state in zip(before, after, strict=True)]
+        for name in after[0].counters
+    }
+    return Course(rows(episode.demand, executors, *ends), np.array([state.wealth for state in after]), actions, counters)
 
 
 def _executor(index: dict[str, int], ask: Ask, fate: Outcome) -> int:

@@ -21,8 +21,8 @@ from settings import read
 
 EASY, HARD = 0.7, 0.9
 """Loads (share of the busiest engine's capacity) at which bounds change."""
-FLOOR_S = 0.01
-"""s on the wall that a time may differ whatever its length: what a node itself may add to a first token."""
+NODE_S, EMULATED_S = 0.01, 0.01
+"""s on the wall that a node may add to a first token, and for which an emulated engine may hold one back."""
 SIGMAS = 2.0
 """Of chance: about 95 of 100 draws lie within."""
 WINDOW_SHARE = 0.25
@@ -109,11 +109,19 @@ class Comparison(NamedTuple):
         return [line.metric for line in self.lines if line.bound is not None and line.luck > line.bound]
 
 
-def compare(policy: str, episode: Episode, live: Sequence[Course], speed: float) -> Comparison:
+def floor_s(speed: float, *, emulated: bool) -> float:
+    """Market seconds that any time may differ by, however short it is.
+
+    speed    market seconds per second on the wall
+    """
+    return speed * (NODE_S + (EMULATED_S if emulated else 0.0))
+
+
+def compare(policy: str, episode: Episode, live: Sequence[Course], floor_s: float) -> Comparison:
     """Compare the live plays of a policy with its replays in the simulator.
 
     live     at least one
-    speed    market seconds per second on the wall
+    floor_s  market seconds that any time may differ by, beside its bound
     errors   ValueError with fewer than two replays: one play does not tell luck from error
     """
     simulated = episode.played[policy]
@@ -128,7 +136,7 @@ def compare(policy: str, episode: Episode, live: Sequence[Course], speed: float)
             lines += _SPECIAL[bound.metric](bound, simulated, live, minted, load)
         else:
             simulations, found = ([row[bound.metric] for row in world] for world in worlds)
-            lines.append(_number_line(bound, simulations, found, speed, load))
+            lines.append(_number_line(bound, simulations, found, floor_s, load))
     return Comparison(policy, load, len(simulated), len(live), lines)
 
 
@@ -143,13 +151,13 @@ def makespan_s(rows: np.ndarray, horizon_s: float) -> float:
     return float(np.minimum(ended, horizon_s).max())
 
 
-def _number_line(bound: Bound, simulated: Sequence[float], live: Sequence[float], speed: float, load: float) -> Line:
+def _number_line(bound: Bound, simulated: Sequence[float], live: Sequence[float], floor_s: float, load: float) -> Line:
     middle, found = float(np.mean(simulated)), float(np.mean(live))
     scale = abs(middle) if bound.way == "relative" else 1.0
     luck = SIGMAS * float(np.std(simulated, ddof=1)) * math.sqrt(1.0 / len(simulated) + 1.0 / len(live))
     limit = bound.at(load)
     if limit is not None and bound.way == "relative":
-        limit = (limit * scale + FLOOR_S * speed) / scale if scale > 0.0 else math.inf
+        limit = (limit * scale + floor_s) / scale if scale > 0.0 else math.inf
     difference = (found - middle) / scale if scale > 0.0 else found - middle
     return _line(bound, middle, found, difference, luck / scale if scale > 0.0 else luck, limit)
 

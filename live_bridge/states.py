@@ -1,19 +1,22 @@
-"""What a node says of itself at GET /market/v1/state, for reports: its account, its counters, its decisions, its load."""
+"""What a node says of itself at GET /market/v1/state, for reports: what it owns, its counters, its decisions, its requests."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from live_bridge.http.message import HttpClient
 from live_bridge.slip import Slipped
-from market.terms import MICRO
+from market.action import ACTION_NVEC, LEVELS
 
 PATH = "/market/v1/state"
 STATE_BYTES = 1 << 20
-ACCOUNT = ("credit_micro", "stake_micro", "escrow_micro", "unbonding_micro")
-LOAD = ("wait_s", "usage", "running", "waiting", "queued")
+BALANCES = ("credit", "stake", "escrow", "unbonding")
+RULES = "paper"
+"""Stands for a decision by rules, which choose no levels."""
 
 
 class State(NamedTuple):
@@ -21,15 +24,25 @@ class State(NamedTuple):
 
     id: str
     name: str
-    account: dict[str, int]  # micro-credits: ACCOUNT
+    balances: dict[str, float]  # credits: BALANCES
     counters: dict[str, int]
-    actions: list[list[int]] | None  # (3, 5) decisions by head and level; None where rules decide
-    load: dict[str, float]
+    totals: dict[str, int]  # requests since the node began
+    actions: dict[str, int]  # decisions by their levels, such as 3-2-2, or RULES
 
     @property
     def wealth(self) -> float:
         """All that the node owns, in credits."""
-        return sum(self.account[name] for name in ACCOUNT) / MICRO
+        return sum(self.balances[name] for name in BALANCES)
+
+    def levels(self, before: Mapping[str, int]) -> NDArray[np.int64] | None:
+        """Decisions by head and level, (3, 5), less those of `before`; None where rules decided."""
+        found = np.zeros((len(ACTION_NVEC), LEVELS), np.int64)
+        for action, count in self.actions.items():
+            if action == RULES:
+                return None
+            for head, level in enumerate(action.split("-")):
+                found[head, int(level)] += count - before.get(action, 0)
+        return found
 
 
 async def state_of(client: HttpClient, url: str) -> State:
@@ -44,9 +57,9 @@ async def state_of(client: HttpClient, url: str) -> State:
             raise Slipped(f"{where}: status must be 200, got {reply.status}; is this a node of live_bridge?")
     try:
         found: dict[str, Any] = orjson.loads(body)
-        account = {name: int(found["account"][name]) for name in ACCOUNT}
-        load = {name: float(found["load"][name]) for name in LOAD}
-        return State(found["id"], found["name"], account, dict(found["counters"]), found["actions"], load)
+        balances = {name: float(found["balances"][name]) for name in BALANCES}
+        rest = {name: dict(found[name]) for name in ("counters", "totals", "actions")}
+        return State(id=found["id"], name=found["name"], balances=balances, **rest)
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise Slipped(f"{where}: has no {error}; is this a node of this version?") from None
 

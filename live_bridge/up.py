@@ -183,23 +183,21 @@ def _nodes(show: Show, states: Sequence[State | None], fleet: Fleet) -> Table:
     table = Table(title="the market", title_justify="left")
     for name in ("node", "engine"):
         table.add_column(name)
-    for name in ("running", "queued", "KV use", "wait (s)", "asked", "executed for others", "credit", "stake"):
+    for name in ("asked", "under way", "queued", "within SLO", "for others", "credit", "stake"):
         table.add_column(name, justify="right")
     ended = {member.name: status for member, status in fleet.ended()}
-    guests = [
-        show.ids.get(one.executor) for ask, one in zip(show.asks, show.load.outcomes, strict=False) if _is_guest(show, ask, one)
-    ]
     for i, (member, state) in enumerate(zip(show.members, states, strict=True)):
-        place = show.episode.places[i]
         asked = str(sum(ask.provider == i for ask in show.asks[: len(show.load.outcomes)]))
+        engine = show.episode.places[i].profile_name
         if state is None:
             gone = f"ended ({ended[member.name]})" if member.name in ended else "no answer"
-            table.add_row(member.name, place.profile_name, f"[bold red]{gone}[/]", "", "", "", asked, str(guests.count(i)), "", "")
+            table.add_row(member.name, engine, asked, f"[bold red]{gone}[/]")
             continue
-        load = [f"{state.load['running']:.0f}", f"{state.load['queued'] + state.load['waiting']:.0f}"]
-        load += [f"{state.load['usage']:.0%}", f"{state.load['wait_s']:.1f}"]
-        money = [f"{state.account[name] / 1e6:.1f}" for name in ("credit_micro", "stake_micro")]
-        table.add_row(member.name, place.profile_name, *load, asked, str(guests.count(i)), *money)
+        due = sum(state.totals[name] for name in ("attained", "missed", "failed"))
+        row = [str(state.totals["in_flight"]), str(state.totals["queued"])]
+        row += [f"{state.totals['attained'] / due:.1%}" if due else "-", str(state.totals["executed_for_others"])]
+        row += [f"{state.balances[name]:.1f}" for name in ("credit", "stake")]
+        table.add_row(member.name, engine, asked, *row)
     return table
 
 

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.metrics import METRICS, measure
-from live_bridge.compare import BOUNDS, Comparison, Line, busiest_load, capacities_tps, compare, makespan_s
+from live_bridge.compare import BOUNDS, Comparison, Line, busiest_load, capacities_tps, compare, floor_s, makespan_s
 from live_bridge.episode import FAILED, UNFINISHED, Course
 from tests.live_bridge.episodes import HORIZON_S, asks, course, episode
 
 DEMAND = asks()
 
 
-def compared(live: Course | list[Course], *, spread: float = 0.0, speed: float = 1.0, replays: int = 20, **how: Any) -> Comparison:
+def compared(live: Course | list[Course], *, spread: float = 0.0, floor: float = 0.0, replays: int = 20, **how: Any) -> Comparison:
     simulated = [course(DEMAND, seed=seed, spread=spread, **how) for seed in range(replays)]
-    return compare("x", episode({"x": simulated}, DEMAND), live if isinstance(live, list) else [live], speed)
+    return compare("x", episode({"x": simulated}, DEMAND), live if isinstance(live, list) else [live], floor)
 
 
 def line(found: Comparison, metric: str) -> Line:
@@ -61,7 +61,7 @@ def test_luck_is_what_separate_plays_of_the_simulator_differ_by() -> None:
     outside = 0
     simulated = [course(DEMAND, seed=seed, spread=0.03) for seed in range(20)]
     for seed in range(100, 300):
-        found = compare("x", episode({"x": simulated}, DEMAND), [course(DEMAND, seed=seed, spread=0.03)], 1.0)
+        found = compare("x", episode({"x": simulated}, DEMAND), [course(DEMAND, seed=seed, spread=0.03)], 0.0)
         mean = line(found, "latency_s_mean")
         outside += abs(mean.difference) > mean.luck
     assert 2 <= outside <= 24
@@ -77,7 +77,7 @@ def test_a_metric_in_which_luck_is_greater_than_its_bound_is_named() -> None:
 )
 def test_bounds_follow_the_load(load: float, limit: float | None, ttft: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("live_bridge.compare.busiest_load", lambda *_: load)
-    found = compared(course(DEMAND), speed=1e-9)
+    found = compared(course(DEMAND))
     assert found.load == pytest.approx(load)
     wanted = {"latency_s_mean": limit, "latency_s_p99": limit, "ttft_s_mean": ttft, "slo_attainment": 0.03, "makespan_s": 0.03}
     for metric, bound in wanted.items():
@@ -88,14 +88,19 @@ def test_bounds_follow_the_load(load: float, limit: float | None, ttft: float | 
 def test_above_the_highest_load_times_are_shown_and_capacity_is_judged() -> None:
     demand = asks(tokens=20_000)
     slow = course(demand, factor=1.5)
-    found = compare("x", episode({"x": [course(demand)] * 2}, demand), [slow], 1.0)
+    found = compare("x", episode({"x": [course(demand)] * 2}, demand), [slow], 0.0)
     assert found.load > 0.9 and line(found, "latency_s_mean").verdict == "shown"
     assert line(found, "makespan_s").verdict == "missed"
 
 
 def test_a_fast_clock_has_a_floor_under_short_times() -> None:
-    assert line(compared(course(DEMAND)), "ttft_s_mean").bound == pytest.approx(0.05 + 0.01 / 1.0, rel=0.05)
-    assert line(compared(course(DEMAND), speed=20.0), "ttft_s_mean").bound == pytest.approx(0.05 + 0.2 / 1.0, rel=0.05)
+    assert line(compared(course(DEMAND)), "ttft_s_mean").bound == pytest.approx(0.05)
+    floor = floor_s(20.0, emulated=True)
+    assert floor == pytest.approx(0.4) and floor_s(1.0, emulated=False) == pytest.approx(0.01)
+    found = compared(course(DEMAND), floor=floor)
+    mean = line(found, "ttft_s_mean").simulated
+    assert mean is not None and line(found, "ttft_s_mean").bound == pytest.approx(0.05 + 0.4 / mean)
+    assert line(found, "slo_attainment").bound == 0.03
 
 
 def test_requests_that_fail_live_alone_are_found() -> None:
