@@ -10,6 +10,8 @@ ENV := wwwserve
 AGENTS := ppo
 ARGS :=
 RUN := $(VENV)/bin/python
+# a node runs the rules as plain Python, and so do its tests
+PLAIN := RULES=python $(RUN)
 # the first Python that is new enough; asked for only where there is no $(VENV) yet
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
@@ -26,9 +28,11 @@ evaluate: $(VENV)/.run ## play policies on the same seeds: python -m agents.eval
 
 test: lint ## lint, types and every test that takes less than a minute; ARGS go to pytest
 	$(RUN) -m pytest $(ARGS)
+	$(PLAIN) -m pytest tests/live_bridge $(ARGS)
 
 test-slow: $(VENV)/.dev ## the tests that take longer; ARGS go to pytest
 	$(RUN) -m pytest -m slow $(ARGS)
+	$(PLAIN) -m pytest tests/live_bridge -m slow $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(RUN) -m ruff check .

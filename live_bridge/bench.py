@@ -65,7 +65,7 @@ class Bench:
     async def judge(self, message: Message, response: Response) -> None:
         """Read both answers and vote."""
         offer, asked = offer_of(message), asked_of(message)
-        if offer is None or asked is None:
+        if offer is None or asked is None or self._identity.id in asked.executors:
             self._host.reply(message, response, 400, {"error": "a judge needs duel, question, a, b, proof, and what an offer has"})
             return
         if not self.willing or self._host.draining or not self._host.promise(message.sender, offer, "judge"):

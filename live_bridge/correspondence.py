@@ -6,7 +6,7 @@ from ssl import SSLContext
 
 import orjson
 
-from live_bridge.http.message import HttpClient, HttpError, Reply
+from live_bridge.http.message import ConnectFailed, HttpClient, HttpError, Reply
 from live_bridge.peers.addresses import AddressError, Guard
 from live_bridge.peers.envelope import Door
 
@@ -78,13 +78,17 @@ class Correspondence:
             pinned = await self._guard.pin(url)
         except AddressError as error:
             raise UnansweredError(f"peer {peer[:8]}: {error}") from None
-        return await self._client.request(
-            "POST",
-            pinned.url + path,
-            [*sent, (b"content-type", b"application/json")],
-            body,
-            address=pinned.ip,
-            connect_s=patience_s,
-            first_byte_s=patience_s,
-            tls=self._tls,
-        )
+        try:
+            return await self._client.request(
+                "POST",
+                pinned.url + path,
+                [*sent, (b"content-type", b"application/json")],
+                body,
+                address=pinned.ip,
+                connect_s=patience_s,
+                first_byte_s=patience_s,
+                tls=self._tls,
+            )
+        except ConnectFailed:
+            self._guard.unpin(url)  # its name may stand for another address by now, which is checked anew
+            raise

@@ -5,20 +5,20 @@ from typing import Any
 
 from live_bridge.facts import Facts
 from live_bridge.http.message import Headers, Request
+from live_bridge.peers.users import PRIVATE
 
 LOCAL = "local"
 PEER = "peer"
 FAIL = "fail"
 
-_NOT_PASSED_IN = frozenset(
-    b"host connection keep-alive proxy-connection transfer-encoding content-length upgrade te trailer expect authorization cookie "
-    b"proxy-authorization x-api-key".split()
+_NOT_PASSED_IN = PRIVATE | frozenset(
+    b"host connection keep-alive proxy-connection transfer-encoding content-length upgrade te trailer expect".split()
 )
 _NOT_PASSED_OUT = frozenset(b"connection keep-alive transfer-encoding content-length upgrade trailer".split())
 
 
 def passed_in(headers: Headers) -> Headers:
-    """Headers of a user's request that the engine gets: none that belong to the connection, none that hold a key."""
+    """Headers of a user's request that an engine gets: none of the connection's, none with a key, none that say who the user is."""
     return [pair for pair in headers if pair[0] not in _NOT_PASSED_IN and not pair[0].startswith(b"market-")]
 
 

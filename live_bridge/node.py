@@ -54,7 +54,6 @@ MOST_NAMES = 1000
 LOOK_UP_S = 2.0
 GOSSIP_WALL_S = 0.1
 """Least seconds on the wall between two gossip rounds, however fast the clock."""
-SILENCE_ROUNDS = 100
 PAGE_S = 1.0
 
 
@@ -131,13 +130,13 @@ class Node:
         bounds = ReplayBounds(2 * ttl_s, 200_000, 20_000, 4096, 32 << 20)
         replays = Replays(self._home / "messages", bounds, time.time())
         door = Door(self.identity, settings.network, ttl_s, replays, self.metrics.refused)
-        round_s = self.gossip_s
+        round_s, terms = self.gossip_s, core.brain.belief.terms
         self.directory = Directory(
             self.identity.id,
             settings.network,
-            Bounds(settings.peers.most, SILENCE_ROUNDS * round_s, round_s / 4),
+            Bounds(settings.peers.most, terms.suspect_s + terms.gone_s, round_s / 4),
             self.guard.check,
-            lambda peer: peer in core.brain.belief.places,
+            core.brain.belief.is_member,
             self.metrics.refused,
         )
         self._met: dict[str, str] = {}

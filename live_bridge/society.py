@@ -61,7 +61,7 @@ class Society:
         self._core.emit("gossip")
         self._post()
         for peer in self._directory.silent(self._core.clock.now()):
-            self._recent.event(f"{peer[:8]} has been silent for long and is forgotten")
+            self._core.emit("forget", peer)
 
     def _post(self) -> None:
         """Sign what the mind has posted."""

@@ -21,12 +21,12 @@ ARROWS: dict[str, set[str]] = {
     "live_bridge": {"market", "agents", "settings"},
     "plan": {"market", "envs", "agents", "settings", "compose"},
     "train": {"market", "envs", "agents", "settings", "compose", "plan"},
-    "benchmarks": {"market", "envs", "agents", "settings", "compose", "plan", "train"},
+    "benchmarks": {"market", "envs", "agents", "live_bridge", "settings", "compose", "plan", "train"},
 }
 """Which room may import which."""
-ENTRIES = {"agents.evaluate": {"envs", "compose"}}
+ENTRIES = {"agents.evaluate": {"envs", "compose"}, "agents.rehearse": {"envs", "compose"}}
 """Modules that are programs, and the further rooms that they put together."""
-ONLY = {("live_bridge", "agents"): {"agents.policy"}}
+ONLY = {("live_bridge", "agents"): {"agents.policy", "agents.metrics"}}
 """Where one room may see but a part of another."""
 MARKET_LIBRARIES = {"numpy", "numba", "llvmlite"}
 PURE = set("collections dataclasses enum functools math operator typing".split())

@@ -34,6 +34,7 @@ class Belief:
         self.rows[SELF].version = incarnation * gossip.INCARNATION
         self._key = key
         self._draws = [0, 0]
+        self._free: list[int] = []
 
     @property
     def providers(self) -> int:
@@ -51,6 +52,11 @@ class Belief:
         known = self.places.get(peer)
         if known is not None:
             return known
+        if self._free:
+            place = self._free.pop()
+            self.ids[place] = peer
+            self.places[peer] = place
+            return place
         self.ids.append(peer)
         self.rows += records(ROW, 1)
         self.accounts += records(ACCOUNT, 1)
@@ -58,6 +64,23 @@ class Belief:
         self.places[peer] = len(self.ids) - 1
         self.terms = to_record(self._terms, len(self.ids))[0]
         return len(self.ids) - 1
+
+    def is_member(self, peer: str) -> bool:
+        """Whether a peer has an account in which there is something."""
+        place = self.places.get(peer)
+        return place is not None and ledger.wealth(self.accounts[place]) > 0
+
+    def forget(self, peer: str) -> None:
+        """Let another have the place of a peer that is gone and has no account."""
+        place = self.places.get(peer, SELF)
+        if place == SELF or self.rows[place].status != gossip.GONE or self.is_member(peer):
+            return
+        del self.places[peer]
+        self.ids[place] = ""
+        self.rows[place] = records(ROW, 1)[0]
+        self.rows[place].status = gossip.GONE
+        self.accounts[place] = records(ACCOUNT, 1)[0]
+        self._free.append(place)
 
     def hear(self, now: float, news: Sequence[Sequence[Any]]) -> None:
         """Merge news: rows of (id, version, age_s, wait_s, usage, accepts, duels_won, duels_lost)."""

@@ -77,6 +77,7 @@ class Brain:
             "heard": self._heard,
             "mute": self._mute,
             "leaving": self._leaving,
+            "forget": self._forget,
             "accounts": self._accounts,
             "vote": self._vote,
             "dueled": self._dueled,
@@ -363,6 +364,12 @@ class Brain:
             self.node.accept_ceiling = -1.0
         else:
             self.belief.leave(peer, now)
+        return []
+
+    def _forget(self, now: float, peer: str) -> list[Command]:
+        """A peer has been silent for long: a stranger without an account leaves its place to others."""
+        if all(self.belief.ids[work.peer] != peer for work in self.works.values()):
+            self.belief.forget(peer)
         return []
 
     def _accounts(self, now: float, rows: Sequence[Sequence[Any]]) -> list[Command]:

@@ -21,7 +21,7 @@ NAMES = ("me", "p1", "p2", "p3")
 
 def _market(policy: str) -> Batch:
     scenario = replace(load.scenario("paper-2"), horizon_s=300.0, arrivals_until_s=300.0)
-    rates = ((0.1, 0.9), (1.0, 0.3), (1.0, 0.2), (1.0, 0.2))  # first the others are busy, then the one that is watched
+    rates = ((0.1, 2.0), (1.0, 0.3), (1.0, 0.2), (1.0, 0.2))  # first the others are busy, then the one that is watched
     providers = [
         replace(group, demand=replace(group.demand, schedule=[(120.0, first, first), (300.0, then, then)]))
         for group, (first, then) in zip(scenario.providers, rates, strict=True)
@@ -137,7 +137,8 @@ def test_a_live_mind_decides_as_the_simulated_provider_in_its_seat(seat: tuple[S
     batch.reset(3)
     levels = np.array([[[3, 3, 2], [3, 2, 2], [2, 1, 3], [4, 2, 1]]])
     for _ in range(60):
-        batch.step(np.where(batch.masks.reshape(1, 4, 3, 5).any(axis=-1), levels, 0))
+        allowed = np.take_along_axis(batch.masks.reshape(1, 4, 3, 5), levels[..., None], axis=3)[..., 0]
+        batch.step(np.where(allowed != 0, levels, 0))
     assert seat_of.compared["kept"] > 20
     assert seat_of.compared["offered"] > 20
     assert seat_of.compared["yes"] + seat_of.compared["no"] > 5
