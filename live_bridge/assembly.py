@@ -1,6 +1,7 @@
 """The parts of a node that depend on its settings: engine, ledger, HTTP, keys, certificates."""
 
 import asyncio
+import logging
 import ssl
 import time
 from collections.abc import Callable
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from live_bridge.backends.launch import Launched
 
 KB, MB = 1024, 1 << 20
+LOG = logging.getLogger(__name__)
+LAUNCH_S = 900.0
+"""Seconds on the wall that an engine may take until it is healthy: a large model loads for minutes."""
 LEDGER_PATIENCE_S = 30.0
 LEDGER_TICK_S = 1.0
 LIFE_FILE = "lives"
@@ -191,10 +195,25 @@ def identity_of(home: Path) -> Identity:
     return load(home / "node.key")
 
 
-async def launched(settings: NodeSettings) -> "Launched | None":
-    """Start vLLM where the settings ask for it, and wait until it is healthy."""
-    if settings.backend.launch is None:
-        return None
-    from live_bridge.backends.launch import launch
+async def launched(settings: NodeSettings, client: HttpClient, home: Path) -> "Launched | None":
+    """Start vLLM where the settings ask for it, and wait until it is healthy.
 
-    return await launch(settings.backend)
+    errors   Slipped when it does not come up
+    """
+    said = settings.backend
+    if said.launch is None:
+        return None
+    from live_bridge.backends.launch import Launched, LaunchError, command
+
+    try:
+        words = command(said.interpreter, said.launch, said.url, said.launch_args)
+        engine = Launched(words, said.url, home / "engine.log", {})
+        await engine.start()
+    except LaunchError as error:
+        raise Slipped(str(error)) from None
+    try:
+        await engine.ready(client, LAUNCH_S, lambda text: LOG.info(text))
+    except LaunchError as error:
+        await engine.stop()
+        raise Slipped(str(error)) from None
+    return engine

@@ -100,7 +100,7 @@ class Node:
         self.engine_url, started = self.settings.backend.url, None
         if self.settings.backend.kind == "emulated":
             self.engine_url, started = await assembly.emulated(self.settings, self.clock)
-        self.launched = await assembly.launched(self.settings)
+        self.launched = await assembly.launched(self.settings, self.client, self._home)
         if self.launched is not None:
             self.engine_url = self.launched.url
         return started
