@@ -1,5 +1,7 @@
 """The front for users: the OpenAI API, answered here or at a peer, with the same bytes either way."""
 
+import logging
+
 from live_bridge import facts as reading
 from live_bridge.core import Core
 from live_bridge.facts import BadRequestError
@@ -10,6 +12,7 @@ from live_bridge.portrait import Portrait
 from live_bridge.relay import BROKE, DONE, Relay, Sink, UserSink, refuse
 from live_bridge.trade import Trade
 
+LOG = logging.getLogger(__name__)
 RETRY_SHARE = 0.1
 """Executions beyond the first, as a share of requests: a retry that always happens doubles the load when it hurts most."""
 RETRY_SAVED = 10.0
@@ -79,6 +82,8 @@ class Gateway:
             ttft_s = job.first_s - job.arrived_s if job.first_s else None
             del core.jobs[job.id]
             self._trade.forget(job.id)
+            if job.failure:
+                LOG.info("an executor has failed", extra={"request": job.id, "outcome": outcome, "reason": job.failure})
             core.emit("end", job.id, int(outcome == DONE), latency_s)
             self._portrait.ended(outcome, latency_s, job.executor)
             self._metrics.request(outcome, latency_s, ttft_s, core.brain.setup.slo_s)

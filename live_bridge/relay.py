@@ -42,20 +42,24 @@ class Sink(Protocol):
 class UserSink:
     """A user's connection."""
 
-    def __init__(self, response: Response, job: Job, executor: str) -> None:
+    def __init__(self, response: Response, job: Job, me: str) -> None:
+        """Take the connection; `me` is the executor of what no peer has executed."""
         self._response = response
         self._job = job
-        self._more: Headers = [(b"market-executor", executor.encode()), (b"x-request-id", job.id.encode())]
+        self._me = me
+
+    def _more(self) -> Headers:
+        return [(b"market-executor", (self._job.executor or self._me).encode()), (b"x-request-id", self._job.id.encode())]
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """See Sink."""
         self._job.began = True
-        self._response.send(status, headers + self._more, body)
+        self._response.send(status, headers + self._more(), body)
 
     async def head(self, status: int, headers: Headers) -> None:
         """See Sink."""
         self._job.began = True
-        self._response.start(status, headers + self._more)
+        self._response.start(status, headers + self._more())
 
     async def write(self, chunk: bytes) -> None:
         """See Sink."""
@@ -120,6 +124,7 @@ class Relay:
     async def run(self, job: Job, sink: Sink, now: "Now") -> str:
         """Let the engine answer `job` into `sink`. Returns DONE, REFUSED, BROKE or CUT; `job.failure` says why."""
         job.executions += 1
+        job.executor = ""
         headers = job.headers + self._headers
         try:
             reply = await self._client.request(
