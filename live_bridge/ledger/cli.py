@@ -168,6 +168,7 @@ async def _view(where: str) -> View:
             await client.close()
     store = await _store(where)
     try:
+        await store.head()
         founding = read_founding((await store.journal(0, 1))[0].body)
         at_us = founding.at_us(time.time())
         holdings = await store.holdings(at_us)

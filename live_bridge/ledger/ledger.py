@@ -14,6 +14,7 @@ from live_bridge.ledger.journal import (
     Balances,
     Entry,
     Founding,
+    JournalError,
     Receipt,
     found,
     founding_entry,
@@ -122,7 +123,7 @@ class LocalLedger:
         cls, store: Store, identity: Identity, network: str, terms: Terms, *,
         speed: float, unix_s: Callable[[], float], count: Callable[[str], None], tick_s: float,
     ) -> Self:  # fmt: skip
-        """Found a ledger in a store, or go on with the one that is there.
+        """Found a ledger in a store, or go on with the one that is there. It closes the store in the end, and when it cannot start.
 
         identity   of the ledger
         speed      market seconds per second on the wall; fixed when the ledger is founded
@@ -132,9 +133,13 @@ class LocalLedger:
         errors     JournalError when it was founded by another key, network or terms; StoreError
         """
         wanted = found(identity, network, terms, unix_s(), speed)
-        entry = await store.found(founding_entry(wanted))
-        founding = read_founding(entry.body)
-        same_ledger(founding, wanted, "ledger")
+        try:
+            entry = await store.found(founding_entry(wanted))
+            founding = read_founding(entry.body)
+            same_ledger(founding, wanted, "ledger")
+        except (JournalError, StoreError):
+            await store.close()
+            raise
         return cls(store, identity, founding, unix_s, count, tick_s)
 
     @property

@@ -9,7 +9,7 @@ import asyncpg
 
 from live_bridge.ledger.journal import Entry, Receipt
 from live_bridge.ledger.orders import Checked
-from live_bridge.ledger.schema import COLUMNS, JOURNAL_COLUMNS, TABLES, entry_from, entry_row, for_postgres, upsert
+from live_bridge.ledger.schema import COLUMNS, JOURNAL_COLUMNS, TABLES, entry_from, entry_row, for_postgres, last_entry, upsert
 from live_bridge.ledger.sheet import OPEN, Escrow, Row, Sheet, accounts_of, holds_of, record_of
 from live_bridge.ledger.store import Apply, Holdings, State, StoreError
 
@@ -61,7 +61,11 @@ class PostgresStore:
             ) from error
         store = cls(pool, f"PostgreSQL schema {schema}")
         if make:
-            await store._make(schema)
+            try:
+                await store._make(schema)
+            except StoreError:
+                await store.close()
+                raise
         return store
 
     async def _make(self, schema: str) -> None:
@@ -102,7 +106,7 @@ class PostgresStore:
         return receipts
 
     async def _read(self, db: Any, orders: Sequence[Checked], now_us: Callable[[], int]) -> Sheet:
-        last = entry_from(await db.fetchrow(_LAST))
+        last = last_entry(await db.fetchrow(_LAST), self._place)
         sheet = Sheet(last.place, max(last.at_us, now_us()), last.digest)
         due = f"{_HOLDS} WHERE hold_id = ANY($1) OR (state = {OPEN} AND expires_us <= $2)"
         for row in await db.fetch(due, list(holds_of(orders)), sheet.at_us):
@@ -122,7 +126,7 @@ class PostgresStore:
     async def head(self) -> Entry:
         """See Store."""
         async with self._transaction(readonly=True) as db:
-            return entry_from(await db.fetchrow(_LAST))
+            return last_entry(await db.fetchrow(_LAST), self._place)
 
     async def journal(self, first: int, most: int) -> list[Entry]:
         """See Store."""
@@ -135,14 +139,14 @@ class PostgresStore:
     async def state(self) -> State:
         """See Store."""
         async with self._transaction(isolation="repeatable_read", readonly=True) as db:
-            last = entry_from(await db.fetchrow(_LAST))
+            last = last_entry(await db.fetchrow(_LAST), self._place)
             rows = [Row(*row) for row in await db.fetch(f'{_ACCOUNTS} ORDER BY account COLLATE "C"')]
             return State(last, rows, [Escrow(*row) for row in await db.fetch(f'{_HOLDS} ORDER BY hold_id COLLATE "C"')])
 
     async def holdings(self, at_us: int) -> Holdings:
         """See Store."""
         async with self._transaction(isolation="repeatable_read", readonly=True) as db:
-            last = entry_from(await db.fetchrow(_LAST))
+            last = last_entry(await db.fetchrow(_LAST), self._place)
             found = await db.fetch(f'{_ACCOUNTS} ORDER BY account COLLATE "C"')
             due = await db.fetchrow(_DUE, at_us)
             return Holdings(last, [Row(*row) for row in found], due is not None)

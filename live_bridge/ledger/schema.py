@@ -5,6 +5,7 @@ from typing import Any
 
 from live_bridge.ledger.journal import Balances, Entry
 from live_bridge.ledger.sheet import Escrow, Row
+from live_bridge.ledger.store import StoreError
 
 TABLES = (
     """CREATE TABLE IF NOT EXISTS accounts (
@@ -69,6 +70,16 @@ def entry_from(row: Sequence[Any]) -> Entry:
     return Entry(
         place, at_us, account, sequence, bytes(order_id), bytes(body), accepted == 1, reason, Balances(*after), bytes(digest)
     )
+
+
+def last_entry(row: Sequence[Any] | None, place: str) -> Entry:
+    """Read the row of the last entry.
+
+    errors   StoreError when there is none
+    """
+    if row is None:
+        raise StoreError(f"{place}: the journal holds no entry; a ledger begins with its founding, so this one was damaged")
+    return entry_from(row)
 
 
 COLUMNS = {"accounts": Row._fields, "holds": Escrow._fields}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from live_bridge.ledger.journal import Entry, Receipt
 from live_bridge.ledger.orders import Checked
-from live_bridge.ledger.schema import COLUMNS, JOURNAL_COLUMNS, TABLES, entry_from, entry_row, upsert
+from live_bridge.ledger.schema import COLUMNS, JOURNAL_COLUMNS, TABLES, entry_from, entry_row, last_entry, upsert
 from live_bridge.ledger.sheet import OPEN, Escrow, Row, Sheet, accounts_of, holds_of, record_of
 from live_bridge.ledger.store import Apply, Holdings, State, StoreError
 
@@ -106,7 +106,7 @@ class SqliteStore:
 
     def _read(self, orders: Sequence[Checked], now_us: Callable[[], int]) -> Sheet:
         ask = self._db.execute
-        last = entry_from(ask(_LAST).fetchone())
+        last = last_entry(ask(_LAST).fetchone(), str(self._path))
         sheet = Sheet(last.place, max(last.at_us, now_us()), last.digest)
         for row in ask(f"{_HOLDS} WHERE state = {OPEN} AND expires_us <= ?", (sheet.at_us,)):
             hold = Escrow(*row)
@@ -128,8 +128,10 @@ class SqliteStore:
 
     async def head(self) -> Entry:
         """See Store."""
-        row = await self._run(self._reader, self._fetch, _LAST)
-        return entry_from(row[0])
+        return await self._run(self._reader, self._last)
+
+    def _last(self) -> Entry:
+        return last_entry(self._view.execute(_LAST).fetchone(), str(self._path))
 
     async def journal(self, first: int, most: int) -> list[Entry]:
         """See Store."""
@@ -146,7 +148,7 @@ class SqliteStore:
         with self._snapshot():
             rows = [Row(*row) for row in self._fetch(f"{_ACCOUNTS} ORDER BY account")]
             holds = [Escrow(*row) for row in self._fetch(f"{_HOLDS} ORDER BY hold_id")]
-            return State(entry_from(self._fetch(_LAST)[0]), rows, holds)
+            return State(self._last(), rows, holds)
 
     async def holdings(self, at_us: int) -> Holdings:
         """See Store."""
@@ -155,7 +157,7 @@ class SqliteStore:
     def _holdings(self, at_us: int) -> Holdings:
         with self._snapshot():
             rows = [Row(*row) for row in self._fetch(f"{_ACCOUNTS} ORDER BY account")]
-            return Holdings(entry_from(self._fetch(_LAST)[0]), rows, bool(self._fetch(_DUE, at_us)))
+            return Holdings(self._last(), rows, bool(self._fetch(_DUE, at_us)))
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ def authors(count: int, realm: Realm = REALM) -> list[Author]:
 
 async def opened(ledger: LocalLedger, count: int) -> list[Author]:
     """People with accounts."""
-    people = authors(count, ledger.realm)
+    people = authors(count, ledger.founding.realm)
     for receipt in await ledger.submit_all([author.write(Open()) for author in people]):
         assert receipt.accepted
     return people

@@ -11,7 +11,20 @@ from live_bridge.ledger.orders import Open, Pay, Settle, Stake, Unstake
 from market.terms import MICRO
 
 from .stage import (
-    Wall, accepted, authors, delivered_twice, delivery, duel_of, hold, on_memory, opened, paid, person, refused, terms_with, wealth,
+    Wall,
+    accepted,
+    authors,
+    delivered_twice,
+    delivery,
+    duel_of,
+    hold,
+    on_memory,
+    opened,
+    paid,
+    person,
+    refused,
+    terms_with,
+    wealth,
 )  # fmt: skip
 
 ENDOWED = AccountView(100 * MICRO, 2 * MICRO, 0, 0)

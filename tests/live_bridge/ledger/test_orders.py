@@ -9,7 +9,23 @@ import pytest
 
 from live_bridge.ledger.memory import MemoryStore
 from live_bridge.ledger.orders import (
-    KINDS, Author, Duel, Hold, Open, Order, OrderError, Pay, Realm, Settle, Stake, Unstake, Vote, check, decode, encode, order_id,
+    KINDS,
+    Author,
+    Duel,
+    Hold,
+    Open,
+    Order,
+    OrderError,
+    Pay,
+    Realm,
+    Settle,
+    Stake,
+    Unstake,
+    Vote,
+    check,
+    decode,
+    encode,
+    order_id,
 )  # fmt: skip
 from market.terms import MICRO
 
@@ -133,7 +149,7 @@ SHAPES = [
     (Stake(0), "amount_micro"),
     (Unstake(0), "amount_micro"),
     (Duel("d" * 40, BOB.identity.id, CAT.identity.id, "a", "b", ()), "judges: must be 1 to 3, got 0"),
-    (Duel("d" * 40, BOB.identity.id, CAT.identity.id, "a", "b", (Vote.none(DAN.identity.id),) * 4), "judges: must be 1 to 3, got 4"),
+    (Duel("d" * 40, BOB.identity.id, CAT.identity.id, "a", "b", (Vote.none(DAN.identity.id),) * 4), "must be 1 to 3, got 4"),
     (Duel("d" * 40, BOB.identity.id, CAT.identity.id, "a", "b", (Vote(DAN.identity.id, "C", "", ""),)), "verdict"),
 ]  # fmt: skip
 
