@@ -33,6 +33,8 @@ KEPT_S = 4.0
 """Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection: a request sent into that closing is lost."""
 KEPT = 512
 """Idle connections to one place."""
+UNUSED_S = 1.0
+"""A connection whose caller was cancelled as it came about is closed after this time."""
 WITH_BODY = frozenset({"PATCH", "POST", "PUT"})
 
 
@@ -84,6 +86,7 @@ class Line(asyncio.Protocol):
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
         self._client.opened(self)
+        self.deadline_s = asyncio.get_running_loop().time() + UNUSED_S
 
     def data_received(self, data: bytes) -> None:
         """Parse; the consumer is woken once, with all that has come."""
@@ -180,6 +183,8 @@ class Line(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._client.forget(self)
+        if self._transport.is_closing():  # uvloop closes what a cancelled connect has opened, and tells nobody
+            self._client.closed(self)
         self._transport.abort()
 
     def late(self) -> None:
@@ -281,14 +286,16 @@ class Client:
     async def _exchange(self, line: Line, reply: Answered, payload: tuple[bytes, ...], first_byte_s: float | None) -> None:
         line.url = reply.url
         line.ask(reply, payload, NEVER if first_byte_s is None else asyncio.get_running_loop().time() + first_byte_s)
+        handed_over = False
         try:
             while not reply.head:
                 error = reply.error
                 if error is not None:
                     raise error
                 await reply.change()
+            handed_over = True
         finally:
-            if not reply.head:
+            if not handed_over:  # cancelled as the head came: nobody will read the rest
                 reply.close()
 
     async def _connect(self, route: Route, url: str, connect_s: float) -> Line:

@@ -854,7 +854,7 @@ def test_a_thousand_clients_that_leave_leave_nothing_behind() -> None:
     async def scenario() -> None:
         async with front(count) as one:
             tasks = len(asyncio.all_tasks())
-            for turn in range(10):
+            for _ in range(10):
                 wires = [await one.wire() for _ in range(100)]
                 for place, wire in enumerate(wires):
                     wire.say(GET if place % 2 else GET.replace(b"/ ", b"/stream "))
