@@ -1,6 +1,7 @@
 """Our own HTTP client: a pool of connections kept alive, answers streamed as they arrive, deadlines in one sweep."""
 
 import asyncio
+import contextlib
 import ssl
 from typing import NamedTuple, cast
 
@@ -183,8 +184,6 @@ class Line(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._client.forget(self)
-        if self._transport.is_closing():  # uvloop closes what a cancelled connect has opened, and tells nobody
-            self._client.closed(self)
         self._transport.abort()
 
     def late(self) -> None:
@@ -192,6 +191,7 @@ class Line(asyncio.Protocol):
         if self._reply is not None:
             self._break(TimedOut(f"{self.url}: the answer has not begun in time"))
         self.abort()
+        self._client.closed(self)  # uvloop closes what a cancelled connect has opened, and tells nobody
 
     def lost(self) -> bool:
         """Whether this connection cannot be asked again."""
@@ -276,9 +276,12 @@ class Client:
         self._closed = True
         for line in list(self._lines):
             line.abort()
-        while self._lines:
-            self._quiet = asyncio.get_running_loop().create_future()
-            await self._quiet
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNUSED_S):
+                while self._lines:
+                    self._quiet = asyncio.get_running_loop().create_future()
+                    await self._quiet
+        self._lines.clear()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
