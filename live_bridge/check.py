@@ -23,6 +23,7 @@ from live_bridge.compare import BOUNDS, Comparison, compare, floor_s
 from live_bridge.episode import UNFINISHED, Ask, Course, Episode, rehearse, rows
 from live_bridge.fleet import Fleet, FleetError, on_signals, tail
 from live_bridge.http.client import Client
+from live_bridge.http.message import HttpClient
 from live_bridge.load import Load, Outcome, Punctuality, Target
 from live_bridge.stage import Stage
 from live_bridge.states import State, states_of
@@ -106,6 +107,9 @@ def conclude(
 
     for comparison in found:
         console.print(tables.comparison(comparison))
+    for name, mine in plays.items():
+        for line in tables.failures(name, [fate for play in mine for fate in play.outcomes]):
+            console.print(line, markup=False)
     for line in tables.remarks(found, {name: [play.punctuality for play in mine] for name, mine in plays.items()}, LATE_MS):
         console.print(line)
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +175,7 @@ async def play(
         async with Fleet(client, ready_s=stage.ready_s, stop_s=staging.STOP_S) as fleet:
             await fleet.start(members[:1])
             await fleet.start(members[1:])
-            targets = [Target(url, await model_of(client, url)) for url in urls]
+            targets = await targets_of(client, urls)
             before = await states_of(client, urls)
             clock = Clock(stage.speed)
             load = Load(targets, client, clock, on_done)
@@ -186,7 +190,14 @@ async def play(
         await client.close()
 
 
-async def model_of(client: Client, url: str) -> str:
+async def targets_of(client: HttpClient, urls: Sequence[str]) -> list[Target]:
+    """Where users ask, and for which model: for none where nodes serve different ones, since any node may execute."""
+    models = [await model_of(client, url) for url in urls]
+    model = models[0] if len(set(models)) == 1 else None
+    return [Target(url, model) for url in urls]
+
+
+async def model_of(client: HttpClient, url: str) -> str:
     """The name of the model that a node serves."""
     with await client.request("GET", f"{url}/v1/models", first_byte_s=10.0) as reply:
         body = await reply.body(1 << 20)

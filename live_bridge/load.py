@@ -31,7 +31,7 @@ class Target(NamedTuple):
     """Where the users of one provider ask."""
 
     url: str
-    model: str
+    model: str | None  # None: whatever who executes it serves
 
 
 class Outcome(NamedTuple):
@@ -90,13 +90,14 @@ class Stream:
         return int(found[-1]) if found else -1
 
 
-def body_of(ask: Ask, model: str, number: int) -> bytes:
+def body_of(ask: Ask, model: str | None, number: int) -> bytes:
     """Write a request for exactly `output_tokens` tokens; its prompt is like no other, so that no cache answers."""
     draw = random.Random(number)  # noqa: S311  the prompt need not be secret
     prompt = draw.choices(TOKEN_IDS, k=ask.prompt_tokens)
     length = {"max_tokens": ask.output_tokens, "min_tokens": ask.output_tokens, "ignore_eos": True}
     stream = {"stream": True, "stream_options": {"include_usage": True}}
-    return orjson.dumps({"model": model, "prompt": prompt, "temperature": 1.0, "seed": number} | length | stream)
+    named = {} if model is None else {"model": model}
+    return orjson.dumps(named | {"prompt": prompt, "temperature": 1.0, "seed": number} | length | stream)
 
 
 class Load:

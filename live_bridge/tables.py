@@ -1,5 +1,6 @@
 """Tables and remarks of `check` for people: what the simulator said, what real nodes did, and whether that is close enough."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
@@ -7,11 +8,12 @@ from rich.table import Table
 from agents.metrics import METRICS
 from live_bridge.compare import BOUNDS, EASY, HARD, Comparison, Line
 from live_bridge.episode import Episode
-from live_bridge.load import Punctuality
+from live_bridge.load import Outcome, Punctuality
 from live_bridge.stage import Stage
 
 COLOURS = {"within": "green", "luck": "yellow", "missed": "bold red", "shown": "dim"}
 SAID = {"within": "within", "luck": "luck?", "missed": "MISSED", "shown": "-"}
+REASONS_MOST, REASON_LONG = 3, 160
 UNITS = {name: metric.unit for name, metric in METRICS.items()} | {"makespan_s": "s", "money": "credits"}
 
 
@@ -64,6 +66,16 @@ def remarks(found: Sequence[Comparison], lateness: Mapping[str, Sequence[Punctua
             yield f"[bold red]{one.policy}: this host was late by {late:.0f} ms (p99): {rest}[/]"
     missed = [f"{one.policy}: {', '.join(one.missed)}" for one in found if one.missed]
     yield f"[bold red]MISSED by {'; '.join(missed)}[/]" if missed else "[green]every bound is kept[/]"
+
+
+def failures(policy: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Why requests have failed, the commonest reasons first."""
+    reasons = Counter(one.why[:REASON_LONG] for one in outcomes if one.why)
+    for why, count in reasons.most_common(REASONS_MOST):
+        yield f"{policy}: {count} of {len(outcomes)} requests failed: {why}"
+    rest = sum(reasons.values()) - sum(count for _, count in reasons.most_common(REASONS_MOST))
+    if rest:
+        yield f"{policy}: {rest} more failed for other reasons"
 
 
 def bounds_text() -> str:

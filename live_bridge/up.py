@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from live_bridge import stage as staging
-from live_bridge.check import WIDTH, model_of
+from live_bridge import tables
+from live_bridge.check import WIDTH, targets_of
 from live_bridge.clock import Clock
 from live_bridge.episode import FAILED, FINISHED, Ask, Episode, rehearse
 from live_bridge.fleet import Fleet, Member, on_signals
 from live_bridge.http.client import Client
 from live_bridge.http.message import HttpError
-from live_bridge.load import Load, Outcome, Target, repeated
+from live_bridge.load import Load, Outcome, repeated
 from live_bridge.stage import Stage
 from live_bridge.states import State, state_of
 from settings import SettingsError, Slip
@@ -89,6 +90,8 @@ async def _up(stage: Stage, episode: Episode, policy: str, folder: Path, duratio
             await _watch(stage, show, fleet, client, duration_s, over, console)
             console.print(_nodes(show, await _states(client, members), fleet))
             console.print(summary(show))
+            for line in tables.failures(policy, show.load.outcomes):
+                console.print(line, markup=False)
             ended = [f"{member.name} has ended with status {status}" for member, status in fleet.ended()]
     except asyncio.CancelledError:
         return 130
@@ -114,7 +117,7 @@ async def _first_of(task: asyncio.Task[None], over: asyncio.Event) -> None:
 
 async def _open(stage: Stage, episode: Episode, members: list[Member], client: Client) -> Show:
     """Find out who is who, and let users come."""
-    targets = [Target(member.url, await model_of(client, member.url)) for member in members]
+    targets = await targets_of(client, [member.url for member in members])
     ids = {(await state_of(client, member.url)).id: i for i, member in enumerate(members)}
     return Show(episode, members, Load(targets, client, Clock(stage.speed)), [], ids)
 
@@ -216,16 +219,19 @@ def summary(show: Show) -> Table:
         (member.name, [pair for pair in pairs if pair[0].provider == i]) for i, member in enumerate(show.members)
     ]
     for name, mine in groups:
-        done = [(ask, one) for ask, one in mine if one.status == FINISHED]
-        failed = sum(one.status == FAILED for _, one in mine)
-        latencies = [one.latency_s for _, one in done]
-        times = [
-            f"{np.mean(latencies):.1f}",
-            f"{np.percentile(latencies, 95):.1f}",
-            f"{np.mean([one.ttft_s for _, one in done]):.2f}",
-        ]
-        within = sum(one.latency_s <= ask.slo_s for ask, one in done) / max(len(done) + failed, 1)
-        guests = sum(_is_guest(show, ask, one) for ask, one in mine) / max(len(mine), 1)
-        row = [f"{within:.1%}", *times, f"{guests:.1%}"] if done else ["-"] * 5
-        table.add_row(name, str(len(mine)), str(len(done)), str(failed), *row)
+        table.add_row(name, str(len(mine)), *_service(show, mine))
     return table
+
+
+def _service(show: Show, mine: Sequence[tuple[Ask, Outcome]]) -> list[str]:
+    """What some users got: answered, failed, and where anybody was answered, how soon and by whom."""
+    done = [(ask, one) for ask, one in mine if one.status == FINISHED]
+    failed = sum(one.status == FAILED for _, one in mine)
+    counts = [str(len(done)), str(failed)]
+    if not done:
+        return counts + ["-"] * 5
+    latencies = [one.latency_s for _, one in done]
+    within = sum(one.latency_s <= ask.slo_s for ask, one in done) / (len(done) + failed)
+    times = [f"{np.mean(latencies):.1f}", f"{np.percentile(latencies, 95):.1f}", f"{np.mean([one.ttft_s for _, one in done]):.2f}"]
+    guests = sum(_is_guest(show, ask, one) for ask, one in mine) / len(mine)
+    return [*counts, f"{within:.1%}", *times, f"{guests:.1%}"]
