@@ -2,6 +2,8 @@
 
 It holds ids, sizes, times and levels: never a prompt, an answer or a key. `live_bridge replay` reads it.
 
+Each line ends with a seal, a checksum of all that stands before it in its life: one changed digit is found, whatever it is of.
+
 One life of a node (start to stop) is one journal, in parts where it is long: `journal.jsonl` is written to, `journal.3.0.jsonl` is
 the first part of the third life. A part is only ever moved, never cut; the parts of a life, one after the other, are its journal.
 """
@@ -13,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,7 @@ class Journal:
         self._lock = _locked(path)
         self._life = 1 + max([_numbers(old)[0] for old in _moved(path)] + [_move_aside(path)])
         self._header = header
-        self._part = 0
+        self._part = self._seal = 0
         self._held = bytearray()
         self._due = False
         self._begin(path, os.O_EXCL)
@@ -60,17 +63,20 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | exclusive, 0o600)
         self._size = 0
         head = {**self._header, "versions": versions(), "digest": digest(self._header), "life": self._life, "part": self._part}
-        self._held[:0] = orjson.dumps(head, option=orjson.OPT_APPEND_NEWLINE)
+        raw = orjson.dumps(head, option=orjson.OPT_APPEND_NEWLINE)
+        self._seal = zlib.crc32(raw, self._seal)
+        self._held[:0] = raw
 
     def write(self, line: list[Any]) -> None:
-        """Append one line of plain JSON values; it is with the OS before anything that is scheduled after this call runs.
+        """Append one line, a list of plain JSON values; it is with the OS before anything that is scheduled after this call runs.
 
         errors   TypeError for a value that JSON has no form for, ValueError for a number that is not finite
         """
         raw = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         if b"null" in raw:
             _refuse_lost_numbers(line, line)
-        self._held += raw
+        self._seal = zlib.crc32(raw, self._seal)
+        self._held += b"%b,%d]\n" % (raw[:-2], self._seal)
         if self._soon is None:
             self.flush()
         elif not self._due:
@@ -117,26 +123,32 @@ def read(path: Path) -> Iterator[Any]:
     """Read one life of a node: its header, then each line. A torn last line is left out, with a warning.
 
     path     the current file, or any part of an earlier life; the parts before it are found beside it
-    errors   Slipped for a missing part or a damaged line
+    errors   Slipped for a missing part, and for a damaged or changed line
     """
-    first = next(_lines(path, last=True), None)
+    _, first = next(_lines(path, last=True), (b"", None))
     if not isinstance(first, dict) or not {"life", "part", "digest"} <= set(first):
         raise Slipped(f"{path}: does not begin with a journal's header")
     parts = [_aside(_home(path), first["life"], part) for part in range(first["part"])]
     for part in parts:
         if not part.is_file():
             raise Slipped(f"{part}: is not there, and {path} continues it; put it back")
+    seal = 0
     for part in [*parts, path]:
         lines = _lines(part, last=part == path)
-        head = next(lines, None)
+        raw, head = next(lines, (b"", None))
         if not isinstance(head, dict) or head.get("digest") != first["digest"]:
             raise Slipped(f"{part}: has another header than {path}; it is not of the same life")
         if part == [*parts, path][0]:
             yield head
-        yield from lines
+        seal = zlib.crc32(raw, seal)
+        for number, (raw, line) in enumerate(lines, 2):
+            seal = zlib.crc32(raw.rpartition(b",")[0] + b"]\n", seal)
+            if not isinstance(line, list) or line[-1:] != [seal]:
+                raise Slipped(f"{part}: line {number}: its seal is not that of all up to there; a line was changed or is missing")
+            yield line[:-1]
 
 
-def _lines(path: Path, *, last: bool) -> Iterator[Any]:
+def _lines(path: Path, *, last: bool) -> Iterator[tuple[bytes, Any]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if last and not raw.endswith(b"\n"):
@@ -145,7 +157,7 @@ def _lines(path: Path, *, last: bool) -> Iterator[Any]:
                 )
                 return
             try:
-                yield orjson.loads(raw)
+                yield raw, orjson.loads(raw)
             except orjson.JSONDecodeError as error:
                 raise Slipped(f"{path}: line {number} is damaged ({error}); a journal can be replayed only up to there") from None
 

@@ -386,3 +386,41 @@ def test_after_kill_9_every_line_that_had_an_effect_is_there(tmp_path):
         assert head["life"] == life
         assert len(lines) > effects
         assert [line[0][1] for line in lines] == [float(k) for k in range(len(lines))]
+
+
+def sealed_life(tmp_path, **more):
+    journal = begin(tmp_path / "journal.jsonl", **more)
+    for k in range(40):
+        journal.write(event(k))
+    journal.close()
+    return tmp_path / "journal.jsonl"
+
+
+def test_one_changed_digit_is_found_wherever_it_stands(tmp_path):
+    path = sealed_life(tmp_path)
+    whole = path.read_bytes()
+    digits = [at for at, byte in enumerate(whole) if chr(byte).isdigit()]
+    for at in random.Random(0).sample(digits, 300):
+        changed = bytearray(whole)
+        changed[at] = ord("0") + (changed[at] - ord("0") + 1) % 10
+        path.write_bytes(changed)
+        with pytest.raises(Slipped, match="line|is not there|header"):
+            list(read(path))
+
+
+def test_a_line_that_is_missing_or_stands_twice_is_found(tmp_path):
+    path = sealed_life(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for other in (lines[:5] + lines[6:], lines[:5] + lines[4:], [*lines[:5], lines[6], lines[5], *lines[7:]]):
+        path.write_bytes(b"".join(other))
+        with pytest.raises(Slipped, match="line 6: its seal is not that of all up to there|line 7: its seal"):
+            list(read(path))
+
+
+def test_a_changed_line_of_an_earlier_part_is_found(tmp_path):
+    path = sealed_life(tmp_path, part_bytes=600)
+    assert len(list(read(path))) == 41
+    part = tmp_path / "journal.1.1.jsonl"
+    part.write_bytes(part.read_bytes().replace(b"arrive", b"Arrive", 1))
+    with pytest.raises(Slipped, match=r"journal\.1\.1\.jsonl: line 2: its seal"):
+        list(read(path))
