@@ -109,10 +109,10 @@ class Recent:
         self._events.append({"at_s": self._now(), "text": text[:LONGEST_EVENT]})
 
     def sample(self, wait_s: float | None, usage: float | None, wealth: float | None, attainment: float | None) -> None:
-        """Add a point to the curves; points closer than WINDOW_S / MOST_POINTS market seconds replace each other."""
+        """Add a point to the curves; of those closer than WINDOW_S / MOST_POINTS market seconds the newest stays."""
         now = self._now()
-        if self._points and now - self._points[-1].t < WINDOW_S / MOST_POINTS / 2:
-            self._points.pop()
+        if len(self._points) > 1 and self._points[-1].t - self._points[-2].t < WINDOW_S / MOST_POINTS:
+            self._points.pop()  # the newest stays until there is one far enough behind it
         self._points.append(_Point(now, wait_s, usage, wealth, attainment))
         while now - self._points[0].t > WINDOW_S:
             self._points.popleft()
