@@ -36,19 +36,13 @@ class Form:
 
     def whole(self, texts: list[str], reasons: list[str], usage: dict[str, int]) -> bytes:
         """Write an answer that is not streamed."""
-        return orjson.dumps(
-            {
-                **self._opening(""),
-                "choices": [
-                    self._choice(index, text, reason) for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-                ],
-                "service_tier": None,
-                "system_fingerprint": None,
-                "usage": usage,
-                "prompt_logprobs": None,
-                "kv_transfer_params": None,
-            }
-        )
+        choices = [self._choice(index, text, reason) for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
+        counts = {**usage, "prompt_tokens_details": None, "completion_tokens_details": None}
+        rest = {"service_tier": None, "system_fingerprint": None, "usage": counts}
+        absent = dict.fromkeys(("kv_transfer_params", "ec_transfer_params", "metrics"))
+        if self.chat:
+            absent |= dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
+        return orjson.dumps({**self._opening(""), "choices": choices, **rest, **absent})
 
     def _opening(self, suffix: str) -> dict[str, Any]:
         kind = self._kind + suffix if self.chat else self._kind
@@ -56,9 +50,13 @@ class Form:
 
     def _choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
         said: dict[str, Any] = {"text": text}
+        absent = dict.fromkeys(("token_ids", "routed_experts"))
         if self.chat:
-            said = {"message": {"role": "assistant", "content": text, "refusal": None, "tool_calls": [], "reasoning": None}}
-        return {"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": None, "token_ids": None}
+            silent = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+            said = {"message": {"role": "assistant", "content": text, **silent}}
+        else:
+            absent |= dict.fromkeys(("prompt_logprobs", "prompt_token_ids"))
+        return {"index": index, **said, "logprobs": None, "finish_reason": reason, "stop_reason": None, **absent}
 
     def first(self, index: int) -> bytes:
         """Write what a chat's stream begins with."""

@@ -85,7 +85,8 @@ def test_a_completion_has_vllms_form() -> None:
         assert status == 200
         assert said["id"].startswith("cmpl-")
         assert (said["object"], said["model"]) == ("text_completion", MODEL)
-        assert said["usage"] == {"prompt_tokens": 3, "total_tokens": 8, "completion_tokens": 5}
+        counts = {"prompt_tokens": 3, "total_tokens": 8, "completion_tokens": 5}
+        assert said["usage"] == {**counts, "prompt_tokens_details": None, "completion_tokens_details": None}
         (choice,) = said["choices"]
         assert (choice["index"], choice["finish_reason"], choice["stop_reason"]) == (0, "length", None)
         assert len(choice["text"].split()) == 5
