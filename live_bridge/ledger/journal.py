@@ -53,11 +53,14 @@ class Entry(NamedTuple):
 
 def sealed(before: bytes, entry: Entry) -> Entry:
     """Give an entry its digest; `before` is that of the entry before."""
-    whole = pack(
-        before, entry.place, entry.at_us, entry.account, entry.sequence, entry.order_id, entry.body,
-        int(entry.accepted), entry.reason, *entry.after,
-    )  # fmt: skip
-    return entry._replace(digest=hashlib.sha256(whole).digest())
+    credit, stake, unbonding, escrow = entry.after
+    words = (  # none of them can hold a blank
+        f"{entry.place} {entry.at_us} {entry.account} {entry.sequence} {int(entry.accepted)} {entry.reason} "
+        f"{credit} {stake} {unbonding} {escrow}"
+    )
+    digest = hashlib.sha256(pack(before, words, entry.order_id, entry.body)).digest()
+    place, at_us, account, sequence, order_id, body, accepted, reason, after, _ = entry
+    return Entry(place, at_us, account, sequence, order_id, body, accepted, reason, after, digest)
 
 
 class Receipt(NamedTuple):

@@ -164,9 +164,11 @@ class LocalLedger:
             raise StoreError("ledger: is closed; orders come too late")
         done: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
         self._open.add(done)
-        done.add_done_callback(self._open.discard)
         self._waiting.put_nowait(_Batch(orders, done))
-        return await done
+        try:
+            return await done
+        finally:
+            self._open.discard(done)
 
     async def tick(self) -> None:
         """Give back what is held beyond its time."""

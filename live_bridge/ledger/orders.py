@@ -7,8 +7,9 @@ and nothing a second time.
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -173,7 +174,7 @@ class Checked(NamedTuple):
 
 def payload(order: Order, realm: Realm) -> bytes:
     """Bytes that the owner of an account signs, domain ORDER."""
-    return pack(realm.network, realm.ledger, order.public, order.sequence, order.kind, *_flat(order.terms))
+    return pack(realm.network, realm.ledger, order.public, order.sequence, order.kind, *_FLAT[type(order.terms)](order.terms))
 
 
 def order_id(order: Order, realm: Realm) -> bytes:
@@ -296,20 +297,28 @@ def _keys(value: Any, names: tuple[str, ...], place: str) -> None:
         raise OrderError("malformed", f"{place}: must hold {', '.join(names) or 'nothing'}, found {found or 'nothing'}")
 
 
-def _flat(value: Any) -> Iterator[str | int]:
-    for name in _PARTS[type(value)]:
-        part = getattr(value, name)
-        if isinstance(part, (str, int)):
-            yield part
-        elif part is None:
-            yield 0
-        elif isinstance(part, tuple):
-            yield len(part)
-            for each in part:
-                yield from _flat(each)
-        else:
-            yield 1
-            yield from _flat(part)
+def _flat_settle(terms: Settle) -> tuple[str | int, ...]:
+    said = terms.delivery
+    proof = (0,) if said is None else (1, said.public, said.tokens, said.digest, said.signature)
+    return terms.hold_id, terms.amount_micro, terms.tokens, *proof
+
+
+def _flat_duel(terms: Duel) -> tuple[str | int, ...]:
+    votes = [part for vote in terms.judges for part in (vote.judge, vote.verdict, vote.public, vote.signature)]
+    head = terms.duel_id, terms.executor_a, terms.executor_b, terms.hold_a, terms.hold_b
+    return *head, len(terms.judges), *votes
+
+
+_FLAT: dict[type, Callable[[Any], tuple[str | int, ...]]] = {
+    Open: lambda _: (),
+    Pay: lambda terms: (terms.payee, terms.amount_micro),
+    Hold: attrgetter("hold_id", "payee", "amount_micro", "ttl_us", "purpose", "request"),
+    Settle: _flat_settle,
+    Stake: lambda terms: (terms.amount_micro,),
+    Unstake: lambda terms: (terms.amount_micro,),
+    Duel: _flat_duel,
+}
+"""What of an order's terms is signed: all, in one order."""
 
 
 def _text(pattern: str, rule: str) -> tuple[Callable[[Any], bool], str]:

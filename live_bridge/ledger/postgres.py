@@ -20,8 +20,14 @@ _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _ACCOUNTS = f"SELECT {', '.join(Row._fields)} FROM accounts"  # noqa: S608 - names are ours
 _HOLDS = f"SELECT {', '.join(Escrow._fields)} FROM holds"  # noqa: S608
 _LAST = "SELECT * FROM journal ORDER BY place DESC LIMIT 1"
-_UPSERTS = {table: upsert(table, [f"${k + 1}" for k in range(len(columns))]) for table, columns in COLUMNS.items()}
-_APPEND = f"INSERT INTO journal VALUES ({', '.join(f'${k + 1}' for k in range(JOURNAL_COLUMNS))})"  # noqa: S608
+
+
+def _marks(count: int) -> str:
+    return f"({', '.join(f'${k + 1}' for k in range(count))})"
+
+
+_UPSERTS = {table: upsert(table, _marks(len(columns))) for table, columns in COLUMNS.items()}
+_APPEND = f"INSERT INTO journal VALUES {_marks(JOURNAL_COLUMNS)}"  # noqa: S608
 _DUE = "SELECT 1 FROM holds WHERE state = 0 AND expires_us <= $1 LIMIT 1"
 _NAME = re.compile("[a-z_][a-z0-9_]{0,62}")
 _TURN = 7_305_808_869

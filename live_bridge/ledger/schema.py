@@ -87,9 +87,9 @@ KEYS = {"accounts": "account", "holds": "hold_id"}
 JOURNAL_COLUMNS = 13
 
 
-def upsert(table: str, marks: Sequence[str]) -> str:
-    """Write rows of `accounts` or `holds`, whether they are there or not; `marks` stand for the values."""
+def upsert(table: str, marks: str) -> str:
+    """Write rows of `accounts` or `holds`, whether they are there or not; `marks` stand for the values of all rows."""
     columns = COLUMNS[table]
     fresh = ", ".join(f"{name} = excluded.{name}" for name in columns if name != KEYS[table])
-    values = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(marks)})"  # noqa: S608 - names are ours
+    values = f"INSERT INTO {table} ({', '.join(columns)}) VALUES {marks}"  # noqa: S608 - names are ours
     return f"{values} ON CONFLICT ({KEYS[table]}) DO UPDATE SET {fresh}"

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,35 @@ _ACCOUNTS = f"SELECT {', '.join(Row._fields)} FROM accounts"  # noqa: S608 - nam
 _HOLDS = f"SELECT {', '.join(Escrow._fields)} FROM holds"  # noqa: S608
 _LAST = "SELECT * FROM journal ORDER BY place DESC LIMIT 1"
 _DUE = "SELECT 1 FROM holds WHERE state = 0 AND expires_us <= ? LIMIT 1"
-_UPSERTS = {table: upsert(table, ["?"] * len(columns)) for table, columns in COLUMNS.items()}
-_APPEND = f"INSERT INTO journal VALUES ({', '.join('?' * JOURNAL_COLUMNS)})"  # noqa: S608
+_USED = (  # named first, so that SQLite looks up each of them, and does not read the journal
+    "WITH asked (who, number) AS (VALUES {}) SELECT journal.* FROM asked CROSS JOIN journal ON account = who AND sequence = number"
+)
+_CHUNKS = (64, 8, 1)
+"""Rows in one statement: each statement lets go of the interpreter once, and takes it back."""
+
+
+def _marks(columns: int, rows: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+
+
+_WRITE = {
+    **{(table, rows): upsert(table, _marks(len(names), rows)) for table, names in COLUMNS.items() for rows in _CHUNKS},
+    **{("journal", rows): f"INSERT INTO journal VALUES {_marks(JOURNAL_COLUMNS, rows)}" for rows in _CHUNKS},  # noqa: S608
+}
+_READ = {
+    **{("accounts", rows): f"{_ACCOUNTS} WHERE account IN ({', '.join('?' * rows)})" for rows in _CHUNKS},
+    **{("holds", rows): f"{_HOLDS} WHERE hold_id IN ({', '.join('?' * rows)})" for rows in _CHUNKS},
+    **{("journal", rows): _USED.format(_marks(2, rows)) for rows in _CHUNKS},
+}
+
+
+def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut rows into pieces of the lengths of _CHUNKS, the longest first."""
+    at = 0
+    for length in _CHUNKS:
+        while len(rows) - at >= length:
+            yield rows[at : at + length]
+            at += length
 
 
 class SqliteStore:
@@ -85,7 +113,7 @@ class SqliteStore:
         with self._exclusively():
             row = self._db.execute("SELECT * FROM journal WHERE place = 0").fetchone()
             if row is None:
-                self._db.execute(_APPEND, entry_row(entry))
+                self._save("journal", [entry_row(entry)])
                 self._db.execute("COMMIT")
         return entry if row is None else entry_from(row)
 
@@ -98,9 +126,9 @@ class SqliteStore:
             sheet = self._read(orders, now_us)
             receipts = apply(sheet, orders)
             if sheet.entries:
-                self._db.executemany(_UPSERTS["accounts"], sheet.changed_rows())
-                self._db.executemany(_UPSERTS["holds"], sheet.changed_holds())
-                self._db.executemany(_APPEND, map(entry_row, sheet.entries))
+                self._save("accounts", sheet.changed_rows())
+                self._save("holds", sheet.changed_holds())
+                self._save("journal", [entry_row(entry) for entry in sheet.entries])
                 self._db.execute("COMMIT")
         return receipts
 
@@ -112,19 +140,22 @@ class SqliteStore:
             hold = Escrow(*row)
             sheet.holds[hold.hold_id] = hold
             sheet.due.append(hold.hold_id)
-        for key in holds_of(orders).difference(sheet.holds):
-            row = ask(f"{_HOLDS} WHERE hold_id = ?", (key,)).fetchone()
-            if row is not None:
-                sheet.holds[key] = Escrow(*row)
-        for name in accounts_of(orders, sheet.holds):
-            row = ask(f"{_ACCOUNTS} WHERE account = ?", (name,)).fetchone()
-            if row is not None:
-                sheet.money[name] = record_of(Row(*row))
-        for order in orders:
-            row = ask("SELECT * FROM journal WHERE account = ? AND sequence = ?", (order.account, order.order.sequence)).fetchone()
-            if row is not None:
-                sheet.used[order.account, order.order.sequence] = entry_from(row)
+        for row in self._load("holds", [(key,) for key in holds_of(orders).difference(sheet.holds)]):
+            sheet.holds[row[1]] = Escrow(*row)
+        for row in self._load("accounts", [(name,) for name in accounts_of(orders, sheet.holds)]):
+            sheet.money[row[0]] = record_of(Row(*row))
+        for row in self._load("journal", [(order.account, order.order.sequence) for order in orders]):
+            entry = entry_from(row)
+            sheet.used[entry.account, entry.sequence] = entry
         return sheet
+
+    def _load(self, table: str, keys: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        for chunk in _chunks(keys):
+            yield from self._db.execute(_READ[table, len(chunk)], list(chain.from_iterable(chunk))).fetchall()
+
+    def _save(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        for chunk in _chunks(rows):
+            self._db.execute(_WRITE[table, len(chunk)], list(chain.from_iterable(chunk)))
 
     async def head(self) -> Entry:
         """See Store."""

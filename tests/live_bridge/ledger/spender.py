@@ -1,4 +1,4 @@
-"""A process with a ledger of its own on an engine that it shares: `python -m tests.live_bridge.ledger.spender STORE NUMBER PAYERS EACH`.
+"""A process with a ledger of its own on an engine that it shares: `python -m ...ledger.spender STORE NUMBER PAYERS EACH`.
 
 When told to go, it has every payer pay EACH times 1 credit, all at once; it prints how many payments of each payer were accepted.
 """

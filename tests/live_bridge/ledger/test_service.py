@@ -1,4 +1,4 @@
-"""The ledger over HTTP, with real sockets and processes: receipts are believed for their signature alone, and asking again is safe."""
+"""The ledger over HTTP, with real sockets and processes: only what is signed is believed, and asking again is safe."""
 
 import asyncio
 import os
