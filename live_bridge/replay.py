@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.policy import Policy, load
 from live_bridge.brain import Brain, Setup
 from live_bridge.journal import read
+from live_bridge.pilot import ask, fenced
 from live_bridge.slip import Slipped
 from market.profile import Profile
 from market.terms import Terms
@@ -51,6 +51,31 @@ def setup_of(head: dict[str, Any], place: str) -> Setup:
     return Setup(**values)
 
 
+class Witness:
+    """A policy that is asked again what it was asked then."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        """Take the policy's name or folder, and the seed of its draws.
+
+        errors   PolicyError
+        """
+        self._name, self._seed = name, seed
+        self._loads = 0
+        self._policy = fenced(name, seed).policy
+        self._chosen: list[int] | None = None
+
+    def asked(self, loads: int, brain: Brain) -> None:
+        """Ask; a node that has loaded its policy anew has begun its draws anew."""
+        if loads != self._loads:
+            self._loads, self._policy = loads, fenced(self._name, self._seed).policy
+        action = ask(self._policy, *brain.seen).action
+        self._chosen = None if action is None else list(action)
+
+    def differs(self, action: list[int]) -> str | None:
+        """Compare with what was decided then."""
+        return None if self._chosen == action else f"the policy chose {action}, now {self._chosen or 'nothing'}"
+
+
 def replay(lines: Iterator[Any], place: str, policy: str | None = None) -> Replayed:
     """Run the lines of a journal through a new mind and compare.
 
@@ -62,18 +87,22 @@ def replay(lines: Iterator[Any], place: str, policy: str | None = None) -> Repla
     if not isinstance(head, dict):
         raise Slipped(f"{place}: does not begin with a journal's header")
     brain = Brain(setup_of(head, place))
-    asked: Policy | None = load(policy, seed=head["seed"]).policy if policy else None
+    witness = Witness(policy, head["seed"]) if policy else None
     events = decisions = 0
     for number, (event, commands) in enumerate(lines, 2):
-        if event[0] == "decide" and asked is not None:
-            chosen = asked.act(*brain.observe(event[1]))[0].tolist()
-            if chosen != event[2:]:
-                return Replayed(events, decisions, f"line {number}: the policy chose {event[2:]}, now {chosen}", brain)
-            decisions += 1
         found = brain.on(event)
         if found != commands:
             return Replayed(events, decisions, f"line {number}: {event[0]} led to {commands}, now {found}", brain)
         events += 1
+        if witness is None:
+            continue
+        if event[0] == "asked":
+            witness.asked(event[2], brain)
+        elif event[0] == "decide":
+            difference = witness.differs(event[2:])
+            if difference:
+                return Replayed(events, decisions, f"line {number}: {difference}", brain)
+            decisions += 1
     return Replayed(events, decisions, None, brain)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from live_bridge.backends.watcher import Watcher
 from live_bridge.core import Core
 from live_bridge.metrics import NodeMetrics
-from live_bridge.pilot import Pilot, Verdict
+from live_bridge.pilot import Pilot, Seen, Verdict
 
 Round = Callable[[], Awaitable[None]]
 
@@ -67,8 +67,12 @@ class Upkeep:
 
     async def decide(self) -> None:
         """Ask the policy and put its intent in force; where it fails, the paper's rules."""
-        core = self._core
-        self._follow(await self._pilot.decide(lambda: core.brain.observe(core.clock.now())))
+        self._follow(await self._pilot.decide(self._observe))
+
+    def _observe(self) -> Seen:
+        """What is seen now, as an event: a replay asks its policy the same, at the same place."""
+        self._core.emit("asked", self._pilot.loads)
+        return self._core.brain.seen
 
     def _follow(self, verdict: Verdict) -> None:
         if verdict.action is None:

@@ -57,6 +57,7 @@ class Brain:
         self.line = Line(self.node, self.engine, self.belief)
         self.paper = True  # the paper's rules steer until a policy has decided
         self.decided_s = 0.0
+        self.seen = np.empty((0, 0)), np.empty((0, 0))  # what a policy was asked about last
         self.down_s: float | None = None  # since when the engine has not answered; None = it does
         intent_of_paper(self.node, self.belief.terms, 0.0, 0, 0)
         self._on: dict[str, Callable[..., list[Command]]] = {
@@ -71,6 +72,7 @@ class Brain:
             "up": self._up,
             "blind": self._blind,
             "tick": self._tick,
+            "asked": self._asked,
             "decide": self._decide,
             "paper": self._paper,
             "gossip": self._gossip,
@@ -303,6 +305,11 @@ class Brain:
         return [["unstake", min(-gap, most)]] if gap < 0 else []
 
     # -- decisions
+
+    def _asked(self, now: float, loads: int) -> list[Command]:
+        """A policy is asked about what is `seen` here; `loads` were in force before it. Its answer follows, or never."""
+        self.seen = self.observe(now)
+        return []
 
     def _decide(self, now: float, accept: int, forward: int, commit: int) -> list[Command]:
         """The policy's action: its intent is in force from here."""
