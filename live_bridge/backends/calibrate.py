@@ -15,7 +15,7 @@ import uvloop
 
 from live_bridge.backends import rehearsal
 from live_bridge.backends.metrics import MetricsError
-from live_bridge.backends.probe import HttpProbe, Probe, ProbeError, served_load, served_model, served_version
+from live_bridge.backends.probe import HttpProbe, Probe, ProbeError, served_load, served_model, served_places, served_version
 from live_bridge.backends.rehearsal import Ask, Figures
 from live_bridge.backends.sweep import Coefficients, Limits, decode_step, fit, measure
 from live_bridge.clock import Clock
@@ -151,7 +151,9 @@ def report_json(found: Calibration, source: str) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("url", help="of the engine: vLLM, or what honours its API and metrics")
-    parser.add_argument("--max-num-seqs", type=int, required=True, help="with which the engine was started")
+    parser.add_argument(
+        "--max-num-seqs", type=int, help="with which the engine was started (default: found out by asking for more)"
+    )
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048, help="likewise (default: %(default)s)")
     parser.add_argument("--kv-blocks", type=int, help="16-token KV blocks, for an engine that does not tell them")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer, for an engine that does not tell them")
@@ -190,6 +192,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 async def _run(args: argparse.Namespace) -> tuple[Calibration, str]:
     client, clock = Client(), Clock()
     try:
@@ -204,10 +211,12 @@ async def _run(args: argparse.Namespace) -> tuple[Calibration, str]:
             kv_blocks = (await served_load(client, args.url, headers, clock)).kv_blocks
         if kv_blocks is None:
             raise ProbeError(f"{args.url}/metrics: does not tell num_gpu_blocks; give --kv-blocks, as the engine's log says it")
-        limits = Limits(kv_blocks, args.max_num_seqs, args.max_num_batched_tokens, context)
-        plan = Plan(args.load, args.loaded_s, args.held_out_s, args.mean_prompt, args.mean_output, args.seed)
         probe = HttpProbe(client, args.url, args.model or served, clock, headers, args.seed)
-        found = await calibrate(probe, limits, plan, lambda text: print(text, flush=True))
+        places = args.max_num_seqs or await served_places(client, args.url, headers, probe)
+        limits = Limits(kv_blocks, places, args.max_num_batched_tokens, context)
+        plan = Plan(args.load, args.loaded_s, args.held_out_s, args.mean_prompt, args.mean_output, args.seed)
+        _tell(f"{args.url}: {limits}")
+        found = await calibrate(probe, limits, plan, _tell)
         version = await served_version(client, args.url, headers)
     finally:
         await client.close()

@@ -1,5 +1,6 @@
 """Ask an engine for so many tokens and note when each arrives: what a calibration measures with."""
 
+import asyncio
 import json
 import random
 from typing import NamedTuple, Protocol
@@ -13,6 +14,9 @@ from live_bridge.http.message import Headers, HttpClient
 TOKENS = range(10, 250)
 """Ids of tokens that every tokenizer has; prompts of random ones share no prefix that an engine could have kept."""
 ANSWER_BYTES = 16 * 2**20
+LOOK_S = 0.02
+MOST_PLACES = 256
+"""More than these are no profile's (market.decoding.SLOTS)."""
 
 
 class ProbeError(RuntimeError):
@@ -129,6 +133,30 @@ async def served_load(client: HttpClient, url: str, headers: Headers, clock: Clo
     """
     place = f"{url.rstrip('/')}/metrics"
     return read(await _get(client, place, headers), "vllm", place, clock.now())
+
+
+async def served_places(client: HttpClient, url: str, headers: Headers, probe: Probe) -> int:
+    """How many requests a vLLM server runs at once: ask for more and more until it lets some wait.
+
+    errors   ProbeError, MetricsError
+    """
+    asked = 16
+    while asked <= MOST_PLACES:
+        under_way = [asyncio.ensure_future(probe.ask(16, 48)) for _ in range(asked)]
+        most, waited = 0, False
+        try:
+            while not all(task.done() for task in under_way):
+                load = await served_load(client, url, headers, probe.clock)
+                most, waited = max(most, load.running), waited or (load.waiting > 0 and load.running < asked)
+                await asyncio.wait(under_way, timeout=LOOK_S)
+            await asyncio.gather(*under_way)
+        finally:
+            for task in under_way:
+                task.cancel()
+        if waited and most < asked:
+            return most
+        asked *= 2
+    return MOST_PLACES
 
 
 async def served_version(client: HttpClient, url: str, headers: Headers) -> str:

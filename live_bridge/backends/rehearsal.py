@@ -123,7 +123,8 @@ def fit(cost: Coefficients, limits: Limits, run: Sequence[Timing]) -> tuple[Coef
 
 
 def _logarithms(cost: Coefficients) -> np.ndarray:
-    return np.log(np.maximum([getattr(cost, name) for name in FITTED], floors(cost)))
+    found: np.ndarray = np.log(np.maximum([getattr(cost, name) for name in FITTED], floors(cost)))
+    return found
 
 
 def _moved(cost: Coefficients, point: np.ndarray) -> Coefficients:

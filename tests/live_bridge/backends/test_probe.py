@@ -1,6 +1,7 @@
 """The probe over real sockets: tokens and their times, and engines that cannot be measured."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 
 from live_bridge.backends import calibrate as command
 from live_bridge.backends.emulated import Emulated
-from live_bridge.backends.probe import HttpProbe, ProbeError, served_load, served_model, served_version, tokens_in
+from live_bridge.backends.probe import HttpProbe, ProbeError, served_load, served_model, served_places, served_version, tokens_in
 from live_bridge.clock import Clock
 from live_bridge.config import profile_named
 from live_bridge.http.client import Client
 from live_bridge.http.message import Handler, Limits, Request, Response
 from live_bridge.http.server import Server
+from market.profile import Profile
 from tests.live_bridge.backends.test_calibrate import command_line
 
 PROFILE = profile_named("a100_qwen3_8b")
@@ -36,9 +38,9 @@ def against(handler: Handler, scenario: Callable[[str, Client], Coroutine[Any, A
     asyncio.run(main())
 
 
-def emulated(scenario: Callable[[str, Client, Emulated], Coroutine[Any, Any, None]]) -> None:
+def emulated(scenario: Callable[[str, Client, Emulated], Coroutine[Any, Any, None]], profile: Profile = PROFILE) -> None:
     async def main() -> None:
-        engine = Emulated(PROFILE, Clock(), "m")
+        engine = Emulated(profile, Clock(), "m")
         server, client = Server(engine.handle, Limits(), lambda event: None), Client()
         port = await server.listen("127.0.0.1", 0)
         try:
@@ -147,6 +149,15 @@ def test_an_engine_tells_its_model_its_load_and_its_version() -> None:
         assert await served_version(client, url, []) == "an engine that does not tell its version"
 
     emulated(main)
+
+
+@pytest.mark.parametrize("places", [5, 24])
+def test_the_places_of_an_engine_are_found_out_by_asking_for_more(places: int) -> None:
+    async def main(url: str, client: Client, engine: Emulated) -> None:
+        clock = Clock()
+        assert await served_places(client, url, [], HttpProbe(client, url, "m", clock, [], 0)) == places
+
+    emulated(main, dataclasses.replace(PROFILE, max_num_seqs=places))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"data": []}', '{"data": [5]}'])
