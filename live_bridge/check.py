@@ -41,7 +41,7 @@ class Play(NamedTuple):
 
     course: Course
     outcomes: list[Outcome]
-    states: list[State]
+    ruled: int  # decisions by rules: all of them, or those for which a policy was too slow or broken
     punctuality: Punctuality
 
 
@@ -110,6 +110,9 @@ def conclude(
     for name, mine in plays.items():
         for line in tables.failures(name, [fate for play in mine for fate in play.outcomes]):
             console.print(line, markup=False)
+        for play in mine:
+            for line in tables.relieved(name, play.course.actions, play.ruled):
+                console.print(line)
     for line in tables.remarks(found, {name: [play.punctuality for play in mine] for name, mine in plays.items()}, LATE_MS):
         console.print(line)
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,8 +187,9 @@ async def play(
             if fleet.ended():
                 member, status = fleet.ended()[0]
                 raise FleetError(f"{member.name}: has ended with status {status} in mid-play\n{tail(member)}")
-            states = await states_of(client, urls)
-        return Play(course_of(episode, load.outcomes, before, states), load.outcomes, states, load.punctuality)
+            after = await states_of(client, urls)
+        ruled = sum(state.ruled(then.actions) for then, state in zip(before, after, strict=True))
+        return Play(course_of(episode, load.outcomes, before, after), load.outcomes, ruled, load.punctuality)
     finally:
         await client.close()
 
@@ -213,9 +217,8 @@ def course_of(episode: Episode, outcomes: Sequence[Outcome], before: Sequence[St
     index = {state.id: i for i, state in enumerate(after)}
     executors = [_executor(index, ask, fate) for ask, fate in zip(episode.demand, fates, strict=True)]
     ends = ([fate.latency_s for fate in fates], [fate.ttft_s for fate in fates], [fate.status for fate in fates])
-    levels = [state.levels(then.actions) for then, state in zip(before, after, strict=True)]
-    chosen = [mine for mine in levels if mine is not None]
-    actions = np.sum(chosen, axis=0) if len(chosen) == len(levels) else None
+    levels = np.sum([state.levels(then.actions) for then, state in zip(before, after, strict=True)], axis=0)
+    actions = levels if levels.any() else None
     counters = {
         name: [state.counters[name] - then.counters[name] for then, state in zip(before, after, strict=True)]
         for name in after[0].counters
@@ -262,6 +265,7 @@ def _one_play(play: Play) -> dict[str, Any]:
     fates = [{key: _plain(value) for key, value in fate._asdict().items()} for fate in play.outcomes]
     return {
         "punctuality": play.punctuality._asdict(),
+        "ruled": play.ruled,
         "wealth": play.course.wealth.tolist(),
         "actions": None if play.course.actions is None else play.course.actions.tolist(),
         "counters": dict(play.course.counters),

@@ -69,6 +69,7 @@ BOUNDS = (
     Bound("makespan_s", "relative", 0.03, 0.03, 0.03, "capacity: does not amplify errors, and says most at overload"),
     Bound("failed_share", "points", 0.01, 0.01, 0.01, "a request that fails live alone is a defect, not a difference"),
     Bound("delegated_share", "points", 0.05, 0.05, 0.05, "both worlds run the same rules on nearly the same sight"),
+    Bound("duels", "relative", None, None, None, "that had a winner; shown only, since it depends on what the engines can judge"),
     Bound("actions", "points", 0.10, 0.10, 0.10, "total variation of the levels chosen, at the head where it is greatest"),
     Bound("wealth", "points", 0.10, 0.10, 0.10, "mean over providers of the difference, as a share of what each began with"),
     Bound("money", "points", 0.0, 0.0, 0.0, "credit and stake of all, less what was minted: conserved to the micro-credit"),
@@ -141,8 +142,9 @@ def compare(policy: str, episode: Episode, live: Sequence[Course], floor_s: floa
 
 
 def _numbers(course: Course, horizon_s: float) -> dict[str, float]:
-    """Measure one play: agents.metrics, and the makespan."""
-    return measure(course.rows, horizon_s=horizon_s) | {"makespan_s": makespan_s(course.rows, horizon_s)}
+    """Measure one play: agents.metrics, makespan, duels."""
+    more = {"makespan_s": makespan_s(course.rows, horizon_s), "duels": float(sum(course.counters["duels_won"]))}
+    return measure(course.rows, horizon_s=horizon_s) | more
 
 
 def makespan_s(rows: np.ndarray, horizon_s: float) -> float:

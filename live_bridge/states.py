@@ -34,15 +34,18 @@ class State(NamedTuple):
         """All that the node owns, in credits."""
         return sum(self.balances[name] for name in BALANCES)
 
-    def levels(self, before: Mapping[str, int]) -> NDArray[np.int64] | None:
-        """Decisions by head and level, (3, 5), less those of `before`; None where rules decided."""
+    def levels(self, before: Mapping[str, int]) -> NDArray[np.int64]:
+        """Decisions by head and level, (3, 5), less those of `before`; those by rules are in none."""
         found = np.zeros((len(ACTION_NVEC), LEVELS), np.int64)
         for action, count in self.actions.items():
-            if action == RULES:
-                return None
-            for head, level in enumerate(action.split("-")):
-                found[head, int(level)] += count - before.get(action, 0)
+            if action != RULES:
+                for head, level in enumerate(action.split("-")):
+                    found[head, int(level)] += count - before.get(action, 0)
         return found
+
+    def ruled(self, before: Mapping[str, int]) -> int:
+        """Decisions by rules, less those of `before`."""
+        return self.actions.get(RULES, 0) - before.get(RULES, 0)
 
 
 async def state_of(client: HttpClient, url: str) -> State:

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from agents.metrics import METRICS
@@ -14,7 +16,7 @@ from live_bridge.stage import Stage
 COLOURS = {"within": "green", "luck": "yellow", "missed": "bold red", "shown": "dim"}
 SAID = {"within": "within", "luck": "luck?", "missed": "MISSED", "shown": "-"}
 REASONS_MOST, REASON_LONG = 3, 160
-UNITS = {name: metric.unit for name, metric in METRICS.items()} | {"makespan_s": "s", "money": "credits"}
+UNITS = {name: metric.unit for name, metric in METRICS.items()} | {"makespan_s": "s", "money": "credits", "duels": "duels"}
 
 
 def headline(episode: Episode, stage: Stage) -> str:
@@ -76,6 +78,13 @@ def failures(policy: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
     rest = sum(reasons.values()) - sum(count for _, count in reasons.most_common(REASONS_MOST))
     if rest:
         yield f"{policy}: {rest} more failed for other reasons"
+
+
+def relieved(policy: str, actions: NDArray[np.int64] | None, ruled: int) -> Iterator[str]:
+    """How often rules decided in a policy's place."""
+    if actions is not None and ruled:
+        total = int(actions[0].sum()) + ruled
+        yield f"[yellow]{policy}: rules made {ruled} of {total} decisions in its place: it was too slow, or failed[/]"
 
 
 def bounds_text() -> str:

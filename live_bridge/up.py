@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Put a market up; returns when it is down again. 1 when a node ended of itself."""
     stage = staging.read(args)
-    (policy,) = staging.policies(args.policy)
+    policy, *more = staging.policies(args.policy)
+    if more:
+        raise SettingsError(Slip("command line", "--policy", f"must be one, got {1 + len(more)}"))
     if not args.duration >= 0.0:
         raise SettingsError(Slip("command line", "--duration", f"must be >= 0 s, got {args.duration:g}"))
     console = Console(width=None if Console().is_terminal else WIDTH)

@@ -24,7 +24,12 @@ def course(demand: Sequence[Ask], *, seed: int = 0, spread: float = 0.0, factor:
     latency = 10.0 * (0.5 + draw.random(len(demand))) * factor * (1.0 + spread * whole.standard_normal())
     table = rows(demand, [ask.provider for ask in demand], latency.tolist(), (0.1 * latency).tolist(), [FINISHED] * len(demand))
     providers = 1 + max(ask.provider for ask in demand)
-    found = Course(table, np.full(providers, 102.0), np.full((3, 5), 40, np.int64), {"offers_made": [0] * providers})
+    found = Course(
+        table,
+        np.full(providers, 102.0),
+        np.full((3, 5), 40, np.int64),
+        {"offers_made": [0] * providers, "duels_won": [2] * providers},
+    )
     return found._replace(**changes)
 
 

@@ -24,7 +24,7 @@ from live_bridge.load import Outcome, Punctuality
 from live_bridge.stage import Stage
 from live_bridge.states import State
 from tests.live_bridge.episodes import asks, course, episode
-from tests.live_bridge.test_fleet import ROOT, gone
+from tests.live_bridge.test_fleet import ROOT, gone, running
 
 STUB = ROOT / "tests/live_bridge/stub_market.py"
 QUICK = ["--scenario", "tiny", "--policies", "single", "--replays", "2", "--load", "0.2", "--seed", "4"]
@@ -46,17 +46,22 @@ def stub_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return iter(())
 
 
-def children() -> set[int]:
-    """Processes that this one has started, and theirs."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()]
-    return {int(pid) for pid, _, args in rows if "stub_market" in args or "live_bridge.keeper" in args}
+def marked(mark: str) -> set[int]:
+    """Processes that run in an environment with MARK=`mark`: those of one test, and all that they have started."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"MARK={mark}\0".encode() in (folder / "environ").read_bytes() and running(int(folder.name)):
+                found.add(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended in the meantime
+            continue
+    return found - {os.getpid()}
 
 
 def test_the_same_demand_gives_the_same_figures_in_both_worlds(
-    stub_nodes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stub_nodes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = children()
+    monkeypatch.setenv("MARK", tmp_path.name)
     status = cli.main(["check", *QUICK, "--speed", "10", "--out", str(tmp_path), SHORT])
     said = capsys.readouterr().out
     assert status == 0, said
@@ -69,7 +74,7 @@ def test_the_same_demand_gives_the_same_figures_in_both_worlds(
     assert lines["money"]["difference"] == 0.0 and lines["delegated_share"]["live"] == 0.0
     assert set(found["plays"][0]["executor"]) == {0, 1, 2}
     assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
-    assert children() <= before
+    assert marked(tmp_path.name) == set()
 
 
 def test_engines_that_are_slower_than_their_profile_are_found_out(
@@ -81,23 +86,35 @@ def test_engines_that_are_slower_than_their_profile_are_found_out(
     assert content["verdict"] == "missed" and "latency_s_mean" in content["policies"]["single"]["missed"]
 
 
+def test_real_nodes_trade_as_simulated_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request is offered to peers: offers, escrow, answers across nodes and payment, against the simulator's."""
+    monkeypatch.setenv("MARK", tmp_path.name)
+    words = ["--scenario", "tiny", "--policies", "fixed:4-4-3", "--replays", "10", "--load", "0.2", "--seed", "4", "--speed", "3"]
+    cli.main(["check", *words, "--out", str(tmp_path), "env.horizon_s=30", "market.duel_rate=0"])
+    found = json.loads((tmp_path / "check.json").read_text())["policies"]["fixed:4-4-3"]
+    lines = {line["metric"]: line for line in found["lines"]}
+    assert lines["delegated_share"]["simulated"] > 0.5 and lines["delegated_share"]["verdict"] != "missed", lines
+    assert lines["failed_share"]["live"] == 0.0 and lines["money"]["difference"] == 0.0
+    assert lines["wealth"]["verdict"] != "missed" and lines["slo_attainment"]["verdict"] != "missed"
+    assert marked(tmp_path.name) == set()
+
+
 def test_ctrl_c_ends_a_check_and_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import sys; from tests.live_bridge import test_check as t; real = t.stage.node\n"
         "def node(*w):\n    m = real(*w)\n    return m._replace(words=(m.words[0], str(t.STUB), *m.words[-2:]))\n"
         "t.stage.node = node; sys.exit(t.cli.main(sys.argv[1:]))"
     )
-    before = children()
     words = [sys.executable, "-c", program, "check", *QUICK, "--speed", "1", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MARK": tmp_path.name}
     process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    until = time.monotonic() + 20.0
-    while len(children() - before) < 4:  # three nodes and their keeper
+    until = time.monotonic() + 30.0
+    while len(marked(tmp_path.name)) < 5:  # itself, the keeper and three nodes
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.1)
-    pids = list(children() - before)
+    pids = list(marked(tmp_path.name))
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(15) == 130 and gone(pids)
+    assert process.wait(15) == 130 and gone(pids) and marked(tmp_path.name) == set()
     assert not (tmp_path / "check.json").exists()
 
 
@@ -136,6 +153,22 @@ def test_rules_leave_no_levels() -> None:
     demand = asks(1, providers=1)
     found = course_of(episode({}, demand), [outcome()], [state(0, {})], [state(0, {"paper": 12})])
     assert found.actions is None
+    assert state(0, {"paper": 12, "1-2-3": 2}).ruled({"paper": 5}) == 7
+
+
+def test_decisions_that_rules_made_in_a_policys_place_are_told() -> None:
+    mixed = course_of(episode({}, asks(1, providers=1)), [outcome()], [state(0, {})], [state(0, {"paper": 3, "4-3-2": 9})])
+    assert mixed.actions is not None and mixed.actions[0].tolist() == [0, 0, 0, 0, 9]
+    (said,) = tables.relieved("x", mixed.actions, 3)
+    assert "rules made 3 of 12 decisions in its place" in said
+    assert [*tables.relieved("x", mixed.actions, 0), *tables.relieved("paper", None, 12)] == []
+
+
+def test_the_commonest_reasons_of_failures_are_told() -> None:
+    reasons = ["a"] * 5 + ["b"] * 3 + ["c"] * 2 + ["d"] + [""] * 9
+    said = list(tables.failures("x", [outcome(why=why) for why in reasons]))
+    assert said[0] == "x: 5 of 20 requests failed: a" and len(said) == 4 and said[3] == "x: 1 more failed for other reasons"
+    assert list(tables.failures("x", [outcome()])) == []
 
 
 def shown(found: Any) -> str:
@@ -209,7 +242,7 @@ def test_a_check_is_logged_to_wandb_when_asked(tmp_path: Path, monkeypatch: pyte
     from live_bridge.check import Play
 
     found_episode, live, found = finding(1.2)
-    play = Play(live, [outcome()] * 200, [], Punctuality(1.0, 2.0))
+    play = Play(live, [outcome()] * 200, 0, Punctuality(1.0, 2.0))
     console = Console(width=130, record=True, file=io.StringIO())
     status = conclude(STAGE, found_episode, [found], {"x": [play]}, tmp_path, console, log=True)
     said = console.export_text()
