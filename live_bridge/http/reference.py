@@ -268,6 +268,7 @@ class AiohttpReply:
         try:
             piece = await self._response.content.readany()
         except (aiohttp.ClientError, ConnectionError) as error:
+            self.close()
             raise _broken(self._url, error) from error
         if not piece:
             raise StopAsyncIteration

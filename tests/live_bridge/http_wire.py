@@ -43,12 +43,14 @@ class Wire:
         text = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), SOON_S)
         first, *lines = text.decode("latin-1").split("\r\n")[:-2]
         version, status, *_ = first.split(" ", 2)
-        assert version == "HTTP/1.1"
+        assert version in {"HTTP/1.1", "HTTP/1.0"}
         headers = {}
         for line in lines:
             name, colon, value = line.partition(": ")
-            assert colon and name == name.lower() and name not in headers, line
-            headers[name] = value
+            assert colon and name.lower() not in headers, line
+            headers[name.lower()] = value
+        if version == "HTTP/1.0":
+            headers.setdefault("connection", "close")
         return int(status), headers
 
     async def answer(self, *, to_head: bool = False) -> Answer:
@@ -94,15 +96,18 @@ class Front:
         self.counts: list[str] = []
         self.server = make(self.handle, limits, self.counts.append)
         self._handler = handler
-        self.port = 0
+        self.port = self.over = 0
         self.wires: list[Wire] = []
 
     async def handle(self, request: Request, response: Response) -> None:
         self.asked.append(request)
-        if self._handler is not None:
-            await self._handler(request, response)
-        else:
-            response.send(200, [(b"content-type", b"text/plain")], request.body)
+        try:
+            if self._handler is not None:
+                await self._handler(request, response)
+            else:
+                response.send(200, [(b"content-type", b"text/plain")], request.body)
+        finally:
+            self.over += 1
 
     async def wire(self) -> Wire:
         wire = Wire(*await asyncio.open_connection(HOST, self.port))
