@@ -110,8 +110,12 @@ class Tab:
         self._session = (await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True))["sessionId"]
         for domain in ("Runtime", "Log", "Page", "Accessibility"):
             await self.call(f"{domain}.enable")
-        await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        await self.resize(width, height)
         await self.look_at(dark, still)
+
+    async def resize(self, width, height):
+        """Give the page another window."""
+        await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
 
     async def look_at(self, dark, still=False):
         """Choose the colour scheme and whether things may move."""
@@ -123,6 +127,7 @@ class Tab:
 
     async def open(self, url):
         await self.call("Page.navigate", url=url)
+        await self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
 
     async def js(self, expression):
         """Evaluate an expression; a promise is awaited."""
