@@ -16,7 +16,8 @@ from live_bridge.ledger.store import Apply, Holdings, State, StoreError
 CONNECTIONS = 4
 COMMAND_S = 60.0
 """Seconds on the wall that a statement may take, waiting for other processes included."""
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""The third is how the driver says that a connection was lost at an unlucky moment."""
 _ACCOUNTS = f"SELECT {', '.join(Row._fields)} FROM accounts"  # noqa: S608 - names are ours
 _HOLDS = f"SELECT {', '.join(Escrow._fields)} FROM holds"  # noqa: S608
 _LAST = "SELECT * FROM journal ORDER BY place DESC LIMIT 1"
