@@ -32,6 +32,7 @@ class Job:
 
     __slots__ = (
         "_pending",
+        "_tail",
         "_waiter",
         "arrived_s",
         "began",
@@ -62,6 +63,7 @@ class Job:
         self.executor = ""
         self.failure = ""
         self.keep: bytearray | None = None  # the answer, where a judge will read it
+        self._tail = b"\n"
         self._pending: tuple[Any, ...] | None = None
         self._waiter: asyncio.Future[tuple[Any, ...]] | None = None
 
@@ -90,11 +92,17 @@ class Job:
             self._waiter = None
 
     def note(self, chunk: bytes) -> None:
-        """Count the tokens of a chunk of a streamed answer: one for each event; the last one, [DONE], is none."""
-        self.tokens += chunk.count(b"data: ") - chunk.count(b"data: [DONE]")
+        """Count the tokens of a chunk of a streamed answer: one for each event but the last, [DONE], however it is cut."""
+        text = self._tail + (chunk.replace(b"\r", b"\n") if b"\r" in chunk else chunk)
+        for word, worth in EVENT_WORDS:
+            self.tokens += worth * text.count(word, max(len(text) - len(chunk) - len(word) + 1, 0))
+        self._tail = text[-LONGEST_WORD:]
         if self.keep is not None and len(self.keep) < KEEP_BYTES:
             self.keep += chunk
 
 
+EVENT_WORDS = ((b"\ndata:", 1), (b"\ndata: [DONE]", -1), (b"\ndata:[DONE]", -1))
+"""How lines begin that count as tokens; what an answer quotes stands within a line."""
+LONGEST_WORD = max(len(word) for word, _ in EVENT_WORDS) - 1
 KEEP_BYTES = 262_144
 """What is kept of an answer for a judge."""

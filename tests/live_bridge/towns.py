@@ -17,6 +17,8 @@ from live_bridge.http.server import Server
 PATIENCE_S = 20.0
 EVENTS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
 JSON: Headers = [(b"content-type", b"application/json")]
+ALWAYS, NEVER = "fixed:3-4-2", "fixed:3-0-2"
+"""Policies: forward everything; keep everything. Both take all that is offered."""
 Script = Callable[[Request, Response], Awaitable[None]]
 
 
@@ -182,6 +184,14 @@ class Town:
             return all(len(peers) == len(self.urls) - 1 and state["actions"] for peers, state in zip(drawn, states, strict=True))
 
         await self.until(all_known)
+
+
+def calm(**terms: Any) -> dict[str, Any]:
+    """Settings that keep a busy machine from being taken for a dead peer or engine: work goes where the policies say.
+
+    terms   changes of the market's terms, besides
+    """
+    return {"terms": {"offer_timeout_s": 15} | terms, "backend": {"stale_s": 30.0}}
 
 
 def market_file(folder: Path, **changes: Any) -> Path:
