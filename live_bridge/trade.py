@@ -1,4 +1,4 @@
-"""Work that goes out: offered to peers, its price in escrow before it is sent, relayed byte for byte, paid for what was delivered."""
+"""Work that goes out: offered to peers, its price set aside before it is sent, relayed byte for byte, paid as it was delivered."""
 
 from collections.abc import Awaitable, Callable
 
@@ -126,23 +126,23 @@ class Trade:
 
     def _settle(self, job: Job, held: Held, passage: "Passage", outcome: str) -> None:
         """Pay all for a whole answer, pro rata for a part, nothing for none."""
-        counted = passage.counted()
-        receipt = passage.receipt
-        claimed = receipt.tokens if receipt else passage.claimed
-        tokens, disputed = payable(claimed, counted, TOLERANCE)
-        if disputed:
-            self._metrics.refused("token_dispute")
         if outcome in {BROKE, REFUSED}:
             self._pay(held, 0, 0, None)
             return
-        public = self._public_of(held.payee)
-        delivery = Delivery.of(public, receipt) if receipt is not None and public is not None else None
-        whole = outcome == DONE and delivery is not None
-        part = held.amount_micro * tokens // max(job.facts.forecast, 1)
-        amount = held.amount_micro if whole else min(part, held.amount_micro)
-        if whole and delivery is not None:
+        counted, claimed = passage.counted(), passage.claimed
+        tokens, disputed = (counted, False) if claimed is None else payable(claimed, counted, TOLERANCE)
+        if disputed:
+            self._metrics.refused("token_dispute")
+        public, receipt = self._public_of(held.payee), passage.receipt
+        if outcome == DONE and public is not None and receipt is not None:
+            delivery = Delivery.of(public, receipt)
             self.delivered[job.id] = (held, delivery)
-        self._pay(held, amount, tokens, delivery)
+            # an answer that says nothing of its tokens, or has none, is whole all the same
+            self._pay(held, held.amount_micro, max(tokens, 1), delivery)
+            return
+        # without the executor's word the ledger pays less than all, however much was delivered
+        part = held.amount_micro * tokens // max(job.facts.forecast, 1)
+        self._pay(held, min(part, held.amount_micro - 1), tokens, None)
 
     def _release(self, job_id: str) -> None:
         held = self._held.pop(job_id, None)
@@ -171,7 +171,7 @@ class Passage:
         self._bytes = 0
         self._started = False
         self.receipt: Receipt | None = None
-        self.claimed = 0
+        self.claimed: int | None = None  # tokens, by the executor's last word; None where it did not come to one
 
     def counted(self) -> int:
         """Tokens of the answer by our own count: events of a stream; of a whole answer what it says, bounded by its bytes."""
@@ -202,7 +202,7 @@ class Passage:
             self._head = frame
             self._streamed = is_streamed(frame.headers)
         elif isinstance(frame, Receipt):
-            self.receipt = frame
+            self.receipt, self.claimed = frame, frame.tokens
         else:
             self._bytes += len(frame)
             self._job.first_s = self._job.first_s or self._now()
