@@ -60,7 +60,11 @@ class Form:
 
     def first(self, index: int) -> bytes:
         """Write what a chat's stream begins with."""
-        return self._event(index, {"role": "assistant", "content": ""}, None) if self.chat else b""
+        if not self.chat:
+            return b""
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        absent = {"prompt_token_ids": None, "prompt_text": None}
+        return b"data: %b\n\n" % orjson.dumps({**self._opening(".chunk"), "choices": [choice], **absent})
 
     def pieces(self, index: int) -> tuple[bytes, bytes]:
         """Write an event in two halves: a plain word stands between them."""
