@@ -2,23 +2,26 @@
 
 import asyncio
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from live_bridge import log
 from live_bridge.backends.watcher import Watcher
 from live_bridge.clock import Clock
-from live_bridge.config import NodeSettings, profile_named, terms_named
+from live_bridge.config import NodeSettings, profile_named
 from live_bridge.http.client import Client
 from live_bridge.http.message import Handler, Headers, HttpClient, HttpServer, Limits
 from live_bridge.http.server import Server
 from live_bridge.identity import Identity, load
-from live_bridge.ledger.ledger import Ledger, LocalLedger
+from live_bridge.ledger.journal import JournalError
+from live_bridge.ledger.ledger import Ledger
 from live_bridge.ledger.remote import RemoteLedger
 from live_bridge.ledger.service import LedgerRoutes
-from live_bridge.ledger.store import Store
+from live_bridge.ledger.store import StoreError
 from live_bridge.slip import Slipped
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ LOG = logging.getLogger(__name__)
 LAUNCH_S = 900.0
 """Seconds on the wall that an engine may take until it is healthy: a large model loads for minutes."""
 LEDGER_PATIENCE_S = 30.0
-LEDGER_TICK_S = 1.0
 LIFE_FILE = "lives"
 
 
@@ -39,6 +41,24 @@ class LedgerPart(NamedTuple):
     ledger: Ledger
     url: str  # where others reach it; empty when that is here
     routes: LedgerRoutes | None  # when it is embedded in this node
+
+
+def prepared(settings: NodeSettings, home: Path) -> None:
+    """Make the node's folder, and let logs go where they shall.
+
+    errors   Slipped when one of them cannot be written
+    """
+    try:
+        log.configure(settings.log.level, Path(settings.log.file) if settings.log.file else None)
+    except OSError as error:
+        raise Slipped(f"log.file: {settings.log.file}: cannot be written: {error.strerror}; name another file") from None
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Slipped(f"home: {home}: cannot be written: {error.strerror}; name another folder") from None
 
 
 def limits_of(settings: NodeSettings) -> Limits:
@@ -128,57 +148,41 @@ async def ledger_of(
     """Reach the network's ledger, or found one.
 
     joined   URL of the ledger that the joined node uses; None when this node joins nobody
+    errors   Slipped when it does not answer, or is not what it was
     """
+    try:
+        return await _ledger_of(settings, client, home, joined, count)
+    except (StoreError, JournalError) as error:
+        raise Slipped(f"ledger: {error}") from None
+
+
+async def _ledger_of(
+    settings: NodeSettings, client: HttpClient, home: Path, joined: str | None, count: Callable[[str], None]
+) -> LedgerPart:
     url = settings.ledger.url or joined
     if url is not None:
         ledger = await RemoteLedger.connect(client, url, network=settings.network, patience_s=LEDGER_PATIENCE_S)
         return LedgerPart(ledger, url, None)
-    local = await LocalLedger.start(
-        await store_of(settings, home),
-        load(home / "ledger.key"),
-        settings.network,
-        terms_named(settings.market),
-        speed=settings.speed,
-        unix_s=time.time,
-        count=count,
-        tick_s=LEDGER_TICK_S,
-    )
+    from live_bridge.ledger.start import start_ledger  # a node that joins needs no engine of a ledger
+
+    local = await start_ledger(settings, load(home / "ledger.key"), time.time, count)
     return LedgerPart(local, "", LedgerRoutes(local, count))
-
-
-async def store_of(settings: NodeSettings, home: Path) -> Store:
-    """Open the ledger's engine.
-
-    errors   Slipped when PostgreSQL is asked for without saying where
-    """
-    if settings.ledger.engine == "memory":
-        from live_bridge.ledger.memory import MemoryStore
-
-        return MemoryStore()
-    if settings.ledger.engine == "postgres":
-        from live_bridge.ledger.postgres import PostgresStore
-
-        if settings.ledger.dsn is None:
-            raise Slipped(
-                "ledger.dsn: must name the PostgreSQL server for ledger.engine=postgres, such as postgresql://user@host/db"
-            )
-        return await PostgresStore.connect(settings.ledger.dsn)
-    from live_bridge.ledger.sqlite import SqliteStore
-
-    return SqliteStore(home / "ledger.sqlite")
 
 
 def next_life(home: Path) -> int:
     """Count the lives of a node: each start outranks all that was said in earlier ones."""
     path = home / LIFE_FILE
-    text = path.read_text(encoding="ascii").strip() if path.exists() else "0"
+    text = path.read_text(encoding="ascii", errors="replace").strip() if path.exists() else "0"
     if not text.isdecimal():
         raise Slipped(
             f"{path}: must hold the number of this node's starts, found {text[:20]!r}; write a number greater than any before"
         )
     life = int(text) + 1
     part = path.with_suffix(".next")
-    part.write_text(f"{life}\n", encoding="ascii")
+    with part.open("w", encoding="ascii") as file:
+        file.write(f"{life}\n")
+        file.flush()
+        os.fsync(file.fileno())  # a number that was lost with the power would be used again
     part.replace(path)
     return life
 
@@ -212,8 +216,11 @@ async def launched(settings: NodeSettings, client: HttpClient, home: Path) -> "L
     except LaunchError as error:
         raise Slipped(str(error)) from None
     try:
-        await engine.ready(client, LAUNCH_S, lambda text: LOG.info(text))
+        await engine.ready(client, LAUNCH_S, LOG.info)
     except LaunchError as error:
         await engine.stop()
         raise Slipped(str(error)) from None
+    except asyncio.CancelledError:  # the node is told to stop meanwhile
+        await engine.stop()
+        raise
     return engine

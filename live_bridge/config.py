@@ -155,7 +155,7 @@ def node_settings(file: Path | None, spoken: Mapping[str, Any]) -> NodeSettings:
     values = defaults()
     places = {}
     if file is not None:
-        for key, value in _leaves(load_yaml(file)):
+        for key, value in leaves(load_yaml(file)):
             places[key] = str(file)
             _put(values, key, value, str(file))
     for key, value in spoken.items():
@@ -214,11 +214,12 @@ def _parse(text: str, place: str) -> dict[str, Any]:
     return values
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every setting by its full key, such as backend.url, in order."""
     out: list[tuple[str, Any]] = []
     for key, value in values.items():
         name = f"{prefix}{key}"
-        out += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+        out += leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
     return out
 
 

@@ -142,6 +142,12 @@ class NodeMetrics:
             "Decisions that the policy failed to make: the paper's rules steer instead. Alarm on any increase.",
             {"reason": FAILURES},
         )
+        self._reloads = Tally(
+            registry,
+            "wwwserve_reloads",
+            "Readings of policy and settings on SIGHUP: a bad one is refused, and the old one stays in force.",
+            {"result": ("done", "refused")},
+        )
         self._refused = Tally(
             registry, "wwwserve_messages_refused", "Messages and rows of peers that were not believed.", {"reason": ()}
         )
@@ -205,6 +211,10 @@ class NodeMetrics:
         self._decisions.add(brain)
         if failure is not None:
             self._policy_failures.add(failure)
+
+    def reload(self, result: str) -> None:
+        """Count a reading of policy and settings: done, refused."""
+        self._reloads.add(result)
 
     def duel(self, result: str) -> None:
         """Count a duel begun here: settled, undecided or called_off."""

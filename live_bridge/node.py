@@ -11,8 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from agents.policy import PolicyError
-from live_bridge import assembly, log
+from live_bridge import assembly
 from live_bridge.bench import Bench
 from live_bridge.brain import Brain, Setup
 from live_bridge.clock import Clock
@@ -32,21 +31,21 @@ from live_bridge.peers.envelope import Door
 from live_bridge.peers.replays import Bounds as ReplayBounds
 from live_bridge.peers.replays import Replays
 from live_bridge.peers.rows import Bounds, Directory
-from live_bridge.peers.users import Users, UsersError
+from live_bridge.peers.users import Users
 from live_bridge.pilot import Pilot
 from live_bridge.portrait import Portrait
 from live_bridge.purse import Purse
 from live_bridge.relay import Relay
+from live_bridge.renewal import Renewal
 from live_bridge.replay import header
 from live_bridge.routes import Router
 from live_bridge.slip import Slipped
-from live_bridge.society import Society, greet
+from live_bridge.society import Society, greet, kept
 from live_bridge.trade import Trade
 from live_bridge.upkeep import Upkeep, run_all
 from live_bridge.view.feed import Feed
 from live_bridge.view.recent import Recent
 from market.chance import key_of
-from settings import SettingsError
 
 VERSION = "0.1.0"
 LOG = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ LOOK_UP_S = 2.0
 GOSSIP_WALL_S = 0.1
 """Least seconds on the wall between two gossip rounds, however fast the clock."""
 PAGE_S = 1.0
+SETTLING_S = 2.0
+"""Seconds on the wall, at the end of a drain, for what is owed."""
 
 
 class Node:
@@ -63,9 +64,10 @@ class Node:
     def __init__(self, settings: NodeSettings, again: Callable[[], NodeSettings]) -> None:
         """Take the settings, and what reads them again when the node is told to (SIGHUP)."""
         self.settings = settings
-        self._again = again
+        self.renewal = Renewal(self, again)
         self._home = Path(settings.home)
         self._stop = asyncio.Event()
+        self._status = 0
         self._tasks: set[asyncio.Future[object]] = set()
         self.ready = False
         self.metrics = NodeMetrics()
@@ -76,9 +78,27 @@ class Node:
     # -- putting together
 
     async def run(self) -> int:
-        """Start, serve until told to stop, drain; returns the exit status."""
-        log.configure(self.settings.log.level, Path(self.settings.log.file) if self.settings.log.file else None)
-        self._home.mkdir(parents=True, exist_ok=True)
+        """Start, serve until told to stop, drain; returns the exit status.
+
+        errors   Slipped, SettingsError, PolicyError, IdentityError
+        """
+        loop = asyncio.get_running_loop()
+        for word in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(word, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.renewal.call)
+        life, stopped = asyncio.create_task(self._run()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({life, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not self.ready:  # there is nothing to drain
+            life.cancel()
+        stopped.cancel()
+        try:
+            await life
+        except asyncio.CancelledError:
+            LOG.info("told to stop before it was ready")
+        return self._status
+
+    async def _run(self) -> None:
+        assembly.prepared(self.settings, self._home)
         self.identity = assembly.identity_of(self._home)
         self.name = self.settings.name or self.identity.id[:8]
         front, trust = assembly.certificates(self.settings)
@@ -88,12 +108,12 @@ class Node:
         try:
             self._make_mind()
             self._make_market(trust)
+            await self._meet_engine()
             server = assembly.server_of(self.settings, self.router.handle, self.metrics.http_error)
             await self._open(server, front)
             await self._live(server)
         finally:
             await self._close(engine)
-        return 0
 
     async def _start_engine(self) -> HttpServer | None:
         """Start the engine where it is this node's to start; find out its URL."""
@@ -118,7 +138,7 @@ class Node:
         self.journal = Journal(self._home / "journal.jsonl", head, soon, self._disk_failed)
         self.core = Core(Brain(setup), self.clock, self.journal, settings.network)
         self.pilot = Pilot(settings.policy, seed)
-        self.metrics.identify(self.identity.id, self.name, self.pilot.name, VERSION)
+        self.named()
         backend = settings.backend
         self.relay = Relay(self.client, self.engine_url, assembly.engine_key(settings), backend.connect_s, backend.first_byte_s)
         self.watcher = assembly.watcher_of(settings, self.client, self.engine_url, self.clock, self.metrics.reading)
@@ -139,7 +159,6 @@ class Node:
             core.brain.belief.is_member,
             self.metrics.refused,
         )
-        self._met: dict[str, str] = {}
         letters = Correspondence(door, self.guard, self.client, self._where, trust)  # type: ignore[arg-type]
         self.portrait = Portrait(core, self.directory, self.pilot, self.recent, self.metrics, self.name)
         self.society = Society(core, self.identity, self.directory, door, letters, self.metrics, self.recent, self.spawn)
@@ -173,58 +192,71 @@ class Node:
         scheme = "https" if front else "http"
         self.address = self.settings.advertise or f"{scheme}://{shown}:{bound}"
         self.society.address = self.address
+        remembered = kept(self._home)
         hellos = [await greet(self.client, self.guard, url, self.settings.network) for url in self.settings.join]
         joined = hellos[0]["ledger"] if hellos else None
         self.part = await assembly.ledger_of(self.settings, self.client, self._home, joined, self.metrics.refused)
         ttl_s = self.settings.ledger.hold_ttl_s
-        self.purse = Purse(self.part.ledger, self.identity, ttl_s, self._ordered)
+        self.purse = Purse(self.part.ledger, self.identity, ttl_s, self._ordered, self.spawn)
         self.society.purse = self.purse
-        await self.purse.open()
-        await self.society.read_ledger()
+        try:
+            await self.purse.open()
+            await self.society.read_ledger()
+        except StoreError as error:
+            raise Slipped(f"ledger: {error}") from None
         for hello in hellos:
-            self._met[hello["id"]] = hello["address"]
+            self.society.met[hello["id"]] = hello["address"]
             if not await self.society.exchange(hello["id"]):
                 raise Slipped(f"join: {hello['address']} does not answer signed letters; is its peers.allow right?")
+        self.spawn(self.society.find_again(remembered, self.client, self.guard))
+
+    async def _meet_engine(self) -> None:
+        """See that the engine is there, and learn what it serves.
+
+        errors   Slipped when nobody answers there
+        """
         await self.watcher.poll()
+        if not self.watcher.alive:
+            raise Slipped(f"backend.url: {self.watcher.error}; start the engine first, or let the node do so with backend.launch")
         await self._learn_model()
 
     async def _live(self, server: HttpServer) -> None:
         """Serve until told to stop, then drain."""
-        loop = asyncio.get_running_loop()
-        for word in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(word, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
         rounds = [
             (self.settings.tick_s, self.upkeep.tick),
             (self.settings.control_s, self.upkeep.decide),
             (self.gossip_s, self.society.round),
+            (self.gossip_s, self.society.read_ledger),
             (PAGE_S * self.clock.speed, self._show),
         ]
-        watching = asyncio.create_task(self.watcher.run())
+        beside = [asyncio.create_task(work()) for work in (self.watcher.run, self.renewal.run)]
         living = asyncio.create_task(run_all(self.core, rounds, self._failed))
         self.ready = True
         LOG.info("ready", extra={"address": self.address, "node": self.identity.id, "policy": self.pilot.name})
         stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({stopped, living}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if living.done():
-            living.result()
+        parts = [living, *beside]
+        await asyncio.wait({stopped, *parts}, return_when=asyncio.FIRST_COMPLETED)
+        for part in parts:
+            if part.done():
+                self._failed(part.exception())
         await self._drain(server)
-        living.cancel()
-        watching.cancel()
-        await asyncio.gather(living, watching, return_exceptions=True)
+        stopped.cancel()
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
 
     async def _drain(self, server: HttpServer) -> None:
         """Take no more, say so, let what runs end."""
         self.gateway.draining = self.host.draining = self.portrait.draining = True
-        self.recent.event("this node is leaving: no new work, answers under way end")
-        await self.society.farewell()
         until = time.monotonic() + self.settings.limits.drain_s
+        self.recent.event("this node is leaving: no new work, answers under way end")
+        LOG.info("leaving", extra={"jobs": len(self.core.jobs), "drain_s": self.settings.limits.drain_s})
+        await self.society.farewell()
         while self.core.jobs and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self.feed.close()
         await server.drain(max(until - time.monotonic(), 0.1))
-        await asyncio.wait(self._tasks, timeout=2.0) if self._tasks else None
+        await asyncio.wait(self._tasks, timeout=SETTLING_S) if self._tasks else None
 
     async def _close(self, engine: HttpServer | None) -> None:
         for task in self._tasks:
@@ -237,6 +269,8 @@ class Node:
         if self.launched is not None:
             await self.launched.stop()
         await self.client.close()
+        if hasattr(self, "pilot"):
+            self.pilot.close()
         if hasattr(self, "journal"):
             self.journal.close()
 
@@ -259,20 +293,24 @@ class Node:
             LOG.warning("out of reach", extra={"reason": str(error)})
             self.recent.event(f"out of reach: {error}")
             return
-        LOG.error("a part of the node has failed", exc_info=error)
+        LOG.error("a part of the node has failed; it leaves", exc_info=error)
+        self._status = 1
         self._stop.set()
 
     def _disk_failed(self, error: OSError) -> None:
         LOG.error("the journal cannot be written", extra={"reason": str(error)})
         self.recent.event(f"the journal cannot be written: {error}")
 
-    def _ordered(self, kind: str, receipt: Receipt) -> None:
+    def _ordered(self, kind: str, receipt: Receipt | None) -> None:
+        if receipt is None:
+            self.metrics.order(kind, "unanswered")
+            return
         self.metrics.order(kind, "accepted" if receipt.accepted else "refused")
         self.society.paid(receipt)
 
     def _where(self, peer: str) -> str | None:
         row = self.directory.get(peer)
-        return row.address if row is not None else self._met.get(peer)
+        return row.address if row is not None else self.society.met.get(peer)
 
     def _public_of(self, peer: str) -> bytes | None:
         row = self.directory.get(peer)
@@ -294,22 +332,11 @@ class Node:
         if not self.society.models:
             await self._learn_model()
         self.feed.publish(self.portrait.snapshot())
+        self.society.keep(self._home)
 
-    def reload(self) -> None:
-        """Read settings and policy again (SIGHUP): what is bad is refused, and the old stays in force."""
-        try:
-            fresh = self._again()
-            self.pilot.reload(fresh.policy)
-            if self.users is not None:
-                self.users.reload()
-        except (SettingsError, PolicyError, UsersError) as error:
-            LOG.warning("not reloaded", extra={"reason": str(error)})
-            self.recent.event(f"not reloaded: {error}")
-            return
-        self.bench.willing = fresh.duels.judge
-        self.core.brain.node.slo_s = fresh.slo_s
+    def named(self) -> None:
+        """Say in the metrics who this is and what steers it."""
         self.metrics.identify(self.identity.id, self.name, self.pilot.name, VERSION)
-        self.recent.event(f"reloaded: policy {self.pilot.name}")
 
     @property
     def founding(self) -> Founding:

@@ -1,13 +1,14 @@
 """A node's money: orders on its own account, written, signed and handed to the ledger; and what all accounts hold, as last read."""
 
+import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import orjson
 
 from live_bridge.identity import Identity
-from live_bridge.ledger.journal import Founding, Receipt, is_signed
+from live_bridge.ledger.journal import Founding, Receipt, is_signed, refusal
 from live_bridge.ledger.ledger import AccountView, Ledger
 from live_bridge.ledger.orders import (
     Author,
@@ -28,8 +29,15 @@ from live_bridge.ledger.orders import (
     duel_name,
     encode,
 )
+from live_bridge.ledger.store import StoreError
 
 MICRO_S = 1_000_000
+HOLD_PATIENCE_S = 2.0
+"""Seconds on the wall that a request waits for its price to be set aside: it can be answered here, without."""
+AGAIN_S = 1.0
+"""Seconds on the wall until an order that must not be lost is sent again."""
+LEDGER_AWAY = "ledger_away"
+"""Reason of a refusal by nobody: the ledger has not answered."""
 
 
 class Held(NamedTuple):
@@ -53,33 +61,77 @@ class Paid(NamedTuple):
 class Purse:
     """Orders of one account."""
 
-    def __init__(self, ledger: Ledger, identity: Identity, ttl_s: float, told: Callable[[str, Receipt], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        identity: Identity,
+        ttl_s: float,
+        told: Callable[[str, Receipt | None], None],
+        spawn: Callable[[Awaitable[object]], None],
+    ) -> None:
         """Take the ledger.
 
         ttl_s   market s after which credit that was set aside comes back by itself
-        told    hears of every order: its kind, and the receipt
+        told    hears of every order: its kind, and the receipt; None while the ledger does not answer
+        spawn   lets something happen beside
         """
         self.ledger = ledger
         self._author = Author(identity, ledger.founding.realm)
         self._identity = identity
         self._ttl_us = round(ttl_s * MICRO_S)
         self._told = told
+        self._spawn = spawn
+        self._late: set[asyncio.Future[tuple[Order, Receipt]]] = set()
 
     async def open(self) -> Receipt:
         """Open the account, once in its life."""
         return await self._order(Open())
 
     async def hold(self, payee: str, amount_micro: int, purpose: str, request: str) -> Held | Receipt:
-        """Set credit aside; the ledger's refusal where it does not."""
+        """Set credit aside; the ledger's refusal where it does not.
+
+        A ledger that is away refuses, too: once it was waited for, others are not kept waiting. Credit that it sets aside after
+        all is given back.
+        """
+        if self._late:
+            return refusal("", self._identity.id, LEDGER_AWAY)
         hold_id = f"{self._identity.id[:12]}.{secrets.token_hex(8)}"
-        order, receipt = await self._written(Hold(hold_id, payee, amount_micro, self._ttl_us, purpose, request))
+        terms = Hold(hold_id, payee, amount_micro, self._ttl_us, purpose, request)
+        asked = asyncio.ensure_future(self._written(terms))
+        try:
+            done, _ = await asyncio.wait((asked,), timeout=HOLD_PATIENCE_S)
+        except asyncio.CancelledError:
+            self._abandon(asked, terms)
+            raise
+        if not done:
+            self._late.add(asked)
+            self._abandon(asked, terms)
+        if not done or isinstance(asked.exception(), StoreError):
+            self._told("hold", None)
+            return refusal("", self._identity.id, LEDGER_AWAY)
+        order, receipt = asked.result()
         if not receipt.accepted:
             return receipt
         return Held(hold_id, payee, amount_micro, request, order, self.ledger.signed(receipt))
 
+    def _abandon(self, asked: "asyncio.Future[tuple[Order, Receipt]]", terms: Hold) -> None:
+        """Nobody waits for this hold any more: when it is made after all, its credit comes back at once."""
+
+        async def give_back() -> None:
+            try:
+                _, receipt = await asked
+            except StoreError:
+                return
+            finally:
+                self._late.discard(asked)
+            if receipt.accepted:
+                await self._insisted(Settle(terms.hold_id, 0, 0, None))
+
+        self._spawn(give_back())
+
     async def settle(self, held: Held, amount_micro: int, tokens: int, delivery: Delivery | None) -> Receipt:
-        """End a hold: pay so much of it, with the payee's word on what it has delivered."""
-        return await self._order(Settle(held.hold_id, amount_micro, tokens, delivery))
+        """End a hold: pay so much of it, with the payee's word on what it has delivered; sent until the ledger answers."""
+        return (await self._insisted(Settle(held.hold_id, amount_micro, tokens, delivery)))[1]
 
     async def stake(self, amount_micro: int) -> Receipt:
         """Commit credit."""
@@ -96,7 +148,7 @@ class Purse:
     async def duel(self, duel_id: str, a: Paid, b: Paid, votes: list[Vote]) -> tuple[Order, Receipt]:
         """Let the votes move the stakes; returns the order and the signed receipt, which prove to others what came of it."""
         terms = Duel(duel_id, a.held.payee, b.held.payee, a.held.hold_id, b.held.hold_id, tuple(votes))
-        order, receipt = await self._written(terms)
+        order, receipt = await self._insisted(terms)
         return order, self.ledger.signed(receipt)
 
     async def accounts(self) -> dict[str, AccountView]:
@@ -107,7 +159,19 @@ class Purse:
         return (await self._written(terms))[1]
 
     async def _written(self, terms: Terms) -> tuple[Order, Receipt]:
+        return await self._submitted(self._author.write(terms))
+
+    async def _insisted(self, terms: Terms) -> tuple[Order, Receipt]:
+        """Send the same order until the ledger answers: it is done once, however often it comes."""
         order = self._author.write(terms)
+        while True:
+            try:
+                return await self._submitted(order)
+            except StoreError:
+                self._told(order.kind, None)
+                await asyncio.sleep(AGAIN_S)
+
+    async def _submitted(self, order: Order) -> tuple[Order, Receipt]:
         receipt = await self.ledger.submit(order)
         self._told(order.kind, receipt)
         return order, receipt

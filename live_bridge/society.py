@@ -1,6 +1,8 @@
 """Other nodes: how one joins them, tells and hears the news, and knows what all accounts hold."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import orjson
 
@@ -20,6 +22,9 @@ from live_bridge.view.recent import Recent
 GOSSIP, HELLO = "/market/v1/gossip", "/market/v1/hello"
 HELLO_BYTES = 65_536
 LONGEST_NAME = 64
+MET_FILE = "peers"
+MOST_MET = 100
+"""Addresses kept for the next life: a node that founded its network finds it again."""
 
 
 class Society:
@@ -46,6 +51,9 @@ class Society:
         self._spawn = spawn
         self._left: set[str] = set()
         self._moving = False
+        self.met: dict[str, str] = {}
+        """Addresses of peers, by id, as they said themselves when they were greeted."""
+        self._kept: list[str] = []
         self.purse: Purse | None = None
         self.address = ""
         self.name = ""
@@ -56,8 +64,7 @@ class Society:
     # -- what is told
 
     async def round(self) -> None:
-        """One gossip round: read the ledger, let the mind post and choose a partner."""
-        await self.read_ledger()
+        """One gossip round: let the mind post and choose a partner."""
         self._core.emit("gossip")
         self._post()
         for peer in self._directory.silent(self._core.clock.now()):
@@ -134,8 +141,30 @@ class Society:
         core.emit("leaving", core.brain.setup.me)
         core.emit("gossip")
         self._post()
-        for peer in core.brain.alive():
-            await self.exchange(peer)
+        await asyncio.gather(*(self.exchange(peer) for peer in core.brain.alive()))
+
+    # -- from one life to the next
+
+    def keep(self, home: Path) -> None:
+        """Write down where peers are."""
+        rows = [self._directory.get(peer) for peer in self._core.brain.alive()]
+        urls = sorted(row.address for row in rows if row is not None)[:MOST_MET]
+        if urls and urls != self._kept:
+            part = home / f"{MET_FILE}.next"
+            part.write_text("\n".join(urls) + "\n", encoding="ascii")
+            part.replace(home / MET_FILE)
+            self._kept = urls
+
+    async def find_again(self, urls: list[str], client: HttpClient, guard: Guard) -> None:
+        """Look for the peers of an earlier life; who is not there any more is not missed."""
+        for url in urls:
+            try:
+                hello = await greet(client, guard, url, self._core.network)
+            except Slipped:
+                continue
+            if hello["id"] != self._core.brain.setup.me:
+                self.met[hello["id"]] = hello["address"]
+                await self.exchange(hello["id"])
 
     # -- the ledger
 
@@ -169,6 +198,15 @@ class Society:
             await order
         finally:
             self._moving = False
+
+
+def kept(home: Path) -> list[str]:
+    """Read where peers were in an earlier life; nothing where that was not written down, or not by a node."""
+    try:
+        urls = (home / MET_FILE).read_text(encoding="ascii").split()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    return urls[:MOST_MET]
 
 
 def _told(one: Heard) -> list[object]:
