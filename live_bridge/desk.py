@@ -1,16 +1,19 @@
 """Duels with real answers: a second copy is executed, judges read both, their signed votes go to the ledger."""
 
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
 
 import orjson
 
 from live_bridge.core import Core
 from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.http.message import Headers
+from live_bridge.identity import id_of
 from live_bridge.job import PEER, Job
-from live_bridge.ledger.orders import Delivery, Vote, encode
+from live_bridge.ledger.orders import CAST, Delivery, Vote, encode
 from live_bridge.metrics import NodeMetrics
+from live_bridge.peers.judge import SignedVote, is_cast
 from live_bridge.purse import Held, Paid, Purse, proof_of
 from live_bridge.relay import BROKE, DONE
 from live_bridge.trade import Trade, request_of
@@ -21,7 +24,8 @@ JUDGE = "/market/v1/judge"
 VERDICT = "/market/v1/verdict"
 SHOWN: dict[str, Shown] = {"A": "A", "B": "B", "abstain": "abstain", "absent": "absent"}
 PATIENCE_S = 120.0
-"""Seconds on the wall that a judge may take; the duel's own deadline is in market seconds."""
+"""Seconds on the wall that a judge may take; the duel's own deadline is in market seconds, and ends it sooner."""
+TELLING_S = 10.0
 
 
 class DeskSink:
@@ -49,6 +53,7 @@ class Case(NamedTuple):
     first: Job
     copy: Job
     votes: dict[str, Vote]
+    beside: list[asyncio.Future[None]]  # the copy on its way, and the judges that are asked: over when the duel is
 
 
 class Desk:
@@ -77,7 +82,7 @@ class Desk:
             "drop": self._drop,
             "judge": self._judge,
             "duel": self._settle,
-            "duel_off": self._off,
+            "duel_off": self._call_off,
         }
 
     def _copy(self, job_id: str, copy_id: str) -> None:
@@ -87,8 +92,14 @@ class Desk:
         copy = Job(copy_id, first.path, first.headers, first.body, first.facts, first.arrived_s)
         first.keep, copy.keep = bytearray(), bytearray()
         core.jobs[copy_id] = copy
-        self._cases[job_id] = Case(first, copy, {})
-        self._spawn(self._run(copy))
+        case = self._cases[job_id] = Case(first, copy, {}, [])
+        self._let(case, self._run(copy))
+
+    def _let(self, case: Case, work: Coroutine[Any, Any, None]) -> None:
+        """Let a part of a duel happen beside."""
+        task = asyncio.ensure_future(work)
+        case.beside.append(task)
+        self._spawn(task)
 
     def _drop(self, copy_id: str) -> None:
         copy = self._core.jobs.get(copy_id)
@@ -114,21 +125,31 @@ class Desk:
             core.emit("end", copy.id, int(outcome == DONE), core.clock.now() - copy.arrived_s)
 
     def _judge(self, duel: str, judge: str, fee_micro: int) -> None:
-        self._spawn(self._ask(duel, judge, fee_micro))
+        case = self._cases.get(duel)
+        if case is not None:
+            self._let(case, self._ask(case, duel, judge, fee_micro))
 
-    async def _ask(self, duel: str, judge: str, fee_micro: int) -> None:
-        """Ask one judge, and pay it for its vote."""
-        case, sides = self._cases.get(duel), self._sides(duel)
+    async def _ask(self, case: Case, duel: str, judge: str, fee_micro: int) -> None:
+        """Ask one judge, and pay it for its vote; nothing when it gives none, or the duel ends without it."""
+        sides = self._sides(duel)
         verdict = "absent"
-        if case is not None and sides is not None:
-            held = await self._purse().hold(judge, fee_micro, "judge", request_of(duel))
-            if isinstance(held, Held):
+        held = await self._purse().hold(judge, fee_micro, "judge", request_of(duel)) if sides is not None else None
+        if sides is not None and isinstance(held, Held):
+            vote, delivery = None, None
+            try:
                 vote, delivery = await self._vote(case, sides, held)
-                self._spawn(self._purse().settle(held, held.amount_micro if delivery else 0, 1 if delivery else 0, delivery))
-                if vote is not None:
-                    case.votes[judge] = vote
-                    verdict = vote.verdict
+            finally:
+                self._spawn(self._pay(held, delivery))
+            if vote is not None:
+                case.votes[judge] = vote
+                verdict = vote.verdict
         self._core.emit("vote", duel, judge, verdict)
+
+    async def _pay(self, held: Held, delivery: Delivery | None) -> None:
+        """Pay a judge for its signed vote; what it has not earned comes back."""
+        receipt = await self._purse().settle(held, held.amount_micro, 1, delivery) if delivery else None
+        if receipt is None or not receipt.accepted:
+            await self._purse().settle(held, 0, 0, None)
 
     def _sides(self, duel: str) -> tuple[Paid, Paid] | None:
         """Both executors' paid and signed deliveries."""
@@ -161,14 +182,9 @@ class Desk:
             status, said = await self._letters.ask(held.payee, JUDGE, letter, PATIENCE_S)
         except UnansweredError:
             return None, None
-        if status != 200 or not isinstance(said, dict):
+        if status != 200:
             return None, None
-        try:
-            delivery = Delivery(**said["delivery"])
-            vote = Vote(held.payee, said["verdict"], said["public"], said["signature"])
-        except (KeyError, TypeError):
-            return None, None
-        return (vote if vote.verdict in SHOWN else None), delivery
+        return vote_of(said, held.payee, self._core.network, name, sides), delivery_of(said)
 
     def _settle(self, duel: str, a: str, b: str, votes: list[list[str]]) -> None:
         self._spawn(self._close(duel, a, b, votes))
@@ -176,10 +192,10 @@ class Desk:
     async def _close(self, duel: str, a: str, b: str, votes: list[list[str]]) -> None:
         """Let the ledger move the stakes, and tell both executors."""
         case, sides = self._cases.get(duel), self._sides(duel)
-        self._off(duel)
         if case is None or sides is None:
-            self._metrics.duel("called_off")
+            self._call_off(duel)
             return
+        self._off(duel)
         cast = [case.votes.get(judge) or Vote.none(judge) for judge, _ in votes]
         order, receipt = await self._purse().duel(self._purse().name_duel(*sides), *sides, cast)
         winner = {"won_by_a": a, "won_by_b": b}.get(receipt.code)
@@ -193,16 +209,44 @@ class Desk:
     async def _tell(self, executor: str, proof: dict[str, object]) -> None:
         """Prove to an executor how its duel ended, for its own record."""
         try:
-            await self._letters.ask(executor, VERDICT, proof, PATIENCE_S)
+            await self._letters.ask(executor, VERDICT, proof, TELLING_S)
         except UnansweredError:
             return
 
+    def _call_off(self, duel: str) -> None:
+        self._metrics.duel("called_off")
+        self._off(duel)
+
     def _off(self, duel: str) -> None:
-        """A duel is over: nothing of it is kept."""
-        self._cases.pop(duel, None)
-        self._core.jobs.pop(f"{duel}.2", None)
+        """A duel is over: nothing of it is kept, and nobody is waited for any more."""
+        case = self._cases.pop(duel, None)
+        if case is not None:
+            case.first.keep = case.copy.keep = None
+            for task in case.beside:
+                task.cancel()
         for job_id in (duel, f"{duel}.2"):
             self._trade.delivered.pop(job_id, None)
+
+
+def vote_of(said: object, judge: str, network: str, duel: str, sides: tuple[Paid, Paid]) -> Vote | None:
+    """Read a judge's vote; None when it is not signed by it for this duel: such a vote would void the whole duel."""
+    match said:
+        case {"verdict": str(verdict), "public": str(public), "signature": str(signature)} if verdict in CAST:
+            try:
+                signed = SignedVote(duel, bytes.fromhex(public), CAST[verdict], bytes.fromhex(signature))
+            except ValueError:
+                return None
+            a, b = (side.held.payee for side in sides)
+            return Vote.of(signed) if id_of(signed.public) == judge and is_cast(signed, network, a, b) else None
+    return None
+
+
+def delivery_of(said: object) -> Delivery | None:
+    """Read a judge's word on having voted, as the ledger will check it."""
+    match said:
+        case {"delivery": {"public": str(public), "tokens": int(tokens), "digest": str(digest), "signature": str(signature)}}:
+            return Delivery(public, tokens, digest, signature)
+    return None
 
 
 def question_text(body: bytes) -> str:
