@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,7 @@ from live_bridge.http.client import Client
 from live_bridge.http.message import HttpClient
 from live_bridge.load import Load, Outcome, Punctuality, Target
 from live_bridge.stage import Stage
-from live_bridge.states import State, states_of
+from live_bridge.states import State, states_of, wealth_of
 from settings import SettingsError, Slip
 
 FORMAT = 1
@@ -187,9 +187,9 @@ async def play(
             if fleet.ended():
                 member, status = fleet.ended()[0]
                 raise FleetError(f"{member.name}: has ended with status {status} in mid-play\n{tail(member)}")
-            after = await states_of(client, urls)
+            after, wealth = await states_of(client, urls), await wealth_of(client, urls[0])
         ruled = sum(state.ruled(then.actions) for then, state in zip(before, after, strict=True))
-        return Play(course_of(episode, load.outcomes, before, after), load.outcomes, ruled, load.punctuality)
+        return Play(course_of(episode, load.outcomes, before, after, wealth), load.outcomes, ruled, load.punctuality)
     finally:
         await client.close()
 
@@ -210,8 +210,15 @@ async def model_of(client: HttpClient, url: str) -> str:
     return str(json.loads(body)["data"][0]["id"])
 
 
-def course_of(episode: Episode, outcomes: Sequence[Outcome], before: Sequence[State], after: Sequence[State]) -> Course:
-    """Write a live play down as the simulator does its own; requests that were not sent in time are unfinished."""
+def course_of(
+    episode: Episode, outcomes: Sequence[Outcome], before: Sequence[State], after: Sequence[State], wealth: Mapping[str, float]
+) -> Course:
+    """Write a live play down as the simulator does its own; requests that were not sent in time are unfinished.
+
+    before   states of the nodes when the play began
+    after    when it ended
+    wealth   credits by node id, as the ledger had them in the end
+    """
     nobody = Outcome(UNFINISHED, math.inf, math.inf, -1, "", 0, 0.0, "")
     fates = [*outcomes, *[nobody] * (len(episode.demand) - len(outcomes))]
     index = {state.id: i for i, state in enumerate(after)}
@@ -223,7 +230,7 @@ def course_of(episode: Episode, outcomes: Sequence[Outcome], before: Sequence[St
         name: [state.counters[name] - then.counters[name] for then, state in zip(before, after, strict=True)]
         for name in after[0].counters
     }
-    return Course(rows(episode.demand, executors, *ends), np.array([state.wealth for state in after]), actions, counters)
+    return Course(rows(episode.demand, executors, *ends), np.array([wealth[state.id] for state in after]), actions, counters)
 
 
 def _executor(index: dict[str, int], ask: Ask, fate: Outcome) -> int:

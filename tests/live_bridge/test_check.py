@@ -89,7 +89,7 @@ def test_engines_that_are_slower_than_their_profile_are_found_out(
 def test_real_nodes_trade_as_simulated_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request is offered to peers: offers, escrow, answers across nodes and payment, against the simulator's."""
     monkeypatch.setenv("MARK", tmp_path.name)
-    words = ["--scenario", "tiny", "--policies", "fixed:4-4-3", "--replays", "10", "--load", "0.2", "--seed", "4", "--speed", "3"]
+    words = ["--scenario", "tiny", "--policies", "fixed:4-4-3", "--replays", "10", "--load", "0.2", "--seed", "4", "--speed", "5"]
     cli.main(["check", *words, "--out", str(tmp_path), "env.horizon_s=30", "market.duel_rate=0"])
     found = json.loads((tmp_path / "check.json").read_text())["policies"]["fixed:4-4-3"]
     lines = {line["metric"]: line for line in found["lines"]}
@@ -139,25 +139,26 @@ def test_a_live_play_is_written_down_as_the_simulator_does() -> None:
     ]
     before = [state(0, {"0-0-0": 4}, made=1), state(1, {}, made=0)]
     after = [state(0, {"0-0-0": 5, "4-3-2": 2}, made=3), state(1, {"1-1-1": 3}, made=7)]
-    found = course_of(episode({}, demand), fates, before, after)
+    found = course_of(episode({}, demand), fates, before, after, {"n0": 102.0, "n1": 101.5, "stranger": 7.0})
     assert found.rows["executor"].tolist() == [0, 0, 0, 1, -1, 1]
     assert found.rows["delegated"].tolist() == [0, 1, 0, 0, 0, 0]
     assert found.rows["status"].tolist() == [FINISHED, FINISHED, FAILED, UNFINISHED, FINISHED, UNFINISHED]
     assert np.isinf(found.rows["latency_s"][[2, 3, 5]]).all() and found.rows["latency_s"][0] == 2.0
-    assert found.wealth.tolist() == [102.0, 102.0] and found.counters == {"offers_made": [2, 7]}
+    assert found.wealth.tolist() == [102.0, 101.5] and found.counters == {"offers_made": [2, 7]}
     assert found.actions is not None
     assert found.actions.tolist() == [[1, 3, 0, 0, 2], [1, 3, 0, 2, 0], [1, 3, 2, 0, 0]]
 
 
 def test_rules_leave_no_levels() -> None:
     demand = asks(1, providers=1)
-    found = course_of(episode({}, demand), [outcome()], [state(0, {})], [state(0, {"paper": 12})])
+    found = course_of(episode({}, demand), [outcome()], [state(0, {})], [state(0, {"paper": 12})], {"n0": 1.0})
     assert found.actions is None
     assert state(0, {"paper": 12, "1-2-3": 2}).ruled({"paper": 5}) == 7
 
 
 def test_decisions_that_rules_made_in_a_policys_place_are_told() -> None:
-    mixed = course_of(episode({}, asks(1, providers=1)), [outcome()], [state(0, {})], [state(0, {"paper": 3, "4-3-2": 9})])
+    after = [state(0, {"paper": 3, "4-3-2": 9})]
+    mixed = course_of(episode({}, asks(1, providers=1)), [outcome()], [state(0, {})], after, {"n0": 1.0})
     assert mixed.actions is not None and mixed.actions[0].tolist() == [0, 0, 0, 0, 9]
     (said,) = tables.relieved("x", mixed.actions, 3)
     assert "rules made 3 of 12 decisions in its place" in said

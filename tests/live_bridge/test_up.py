@@ -54,13 +54,15 @@ def mark(tmp_path: Path) -> Iterator[str]:
     assert left == []
 
 
-def test_it_shows_where_it_is_and_what_users_got_and_ends_when_the_time_is_over(mark: str) -> None:
-    process = put_up(mark, "--speed", "20", "--duration", "4", "--nodes", "2")
+def test_it_shows_where_it_is_and_what_users_got_and_ends_when_the_time_is_over(mark: str, tmp_path: Path) -> None:
+    process = put_up(mark, "--speed", "20", "--duration", "3", "--nodes", "2", "--home", str(tmp_path))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "2 nodes, policy single, 20 times as fast as real; Ctrl-C ends it" in said and "live page: http://127.0.0.1:" in said
     assert "node-1" in said and "node-2" not in said and "all nodes have stopped" in said
     assert "100.0%" in said and " 0 failed" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["node-0", "node-1", "terms.yaml"]
+    assert all((tmp_path / f"node-{i}" / name).exists() for i in range(2) for name in ("config.yaml", "profile.yaml", "output.log"))
 
 
 def test_ctrl_c_ends_the_load_and_still_tells_what_users_got(mark: str) -> None:
@@ -86,20 +88,13 @@ def test_ctrl_c_before_the_market_is_up_leaves_nothing(mark: str) -> None:
 
 
 def test_a_node_that_crashes_is_named_and_the_market_goes_on(mark: str) -> None:
-    process = put_up(mark, "--speed", "20", "--duration", "8")
+    process = put_up(mark, "--speed", "20", "--duration", "6")
     read_until(process, " answered, ")
     (victim,) = [pid for pid in marked(mark) if "node-1/config.yaml" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(victim, signal.SIGKILL)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "ended (-9)" in said and "node-1 has ended with status -9" in said and "all nodes have stopped" in said, said
-
-
-def test_a_folder_keeps_configs_and_logs(mark: str, tmp_path: Path) -> None:
-    process = put_up(mark, "--speed", "20", "--duration", "1", "--home", str(tmp_path))
-    process.communicate(timeout=60)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["node-0", "node-1", "node-2", "terms.yaml"]
-    assert all((tmp_path / f"node-{i}" / name).exists() for i in range(3) for name in ("config.yaml", "profile.yaml", "output.log"))
 
 
 @pytest.mark.parametrize(
