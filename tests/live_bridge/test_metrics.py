@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 import timeit
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def test_metrics_of_a_backend_never_read_are_infinitely_old_not_fresh():
         (lambda m: m.http_error("slow_reader"), ("wwwserve_http_errors_total", ("reason", "slow_reader"))),
         (lambda m: m.reading("backend_poll_ok"), ("wwwserve_backend_readings_total", ("result", "ok"))),
         (lambda m: m.duel("settled"), ("wwwserve_duels_total", ("result", "settled"))),
+        (lambda m: m.reload("refused"), ("wwwserve_reloads_total", ("result", "refused"))),
         (lambda m: m.retry("peer"), ("wwwserve_retries_total", ("after", "peer"))),
         (lambda m: m.order("hold", "accepted"), ("wwwserve_ledger_orders_total", ("kind", "hold"), ("result", "accepted"))),
         *[
@@ -209,8 +211,9 @@ def test_two_nodes_in_one_process_count_for_themselves():
 
 def test_a_local_request_costs_five_microseconds_at_most():
     metrics = NodeMetrics()
-    runs = timeit.repeat(lambda: metrics.request("done", 120.0, 8.0, 200.0), number=5_000, repeat=9)
-    assert min(runs) / 5_000 <= 5e-6
+    # short runs of processor time, the least of many: what else runs on the machine is not measured
+    runs = timeit.repeat(lambda: metrics.request("done", 120.0, 8.0, 200.0), timer=time.process_time, number=300, repeat=60)
+    assert min(runs) / 300 <= 5e-6
 
 
 def test_metrics_load_without_the_market_or_an_array_library():

@@ -162,6 +162,31 @@ def test_the_picture_shows_each_node_by_stake_and_load_and_each_flow_by_count(br
     look(browser, scene, small())
 
 
+def test_long_latencies_and_large_sums_fit_their_tiles(browser):
+    ann, ben = small()["nodes"]
+    long = small(
+        latency_s={"p50": 182.4, "p95": 992.8, "mean": 4000.0},
+        nodes=[{**ann, "credit": 1_234_567.0, "stake": 654_321.0}, ben],
+        totals={**small()["totals"], "arrived": 12_345_678, "in_flight": 12_345},
+    )
+
+    async def scene(page, feed, address):
+        assert (await page.js(text_of(".tile .value")))[1] == "182 s / 993 s"
+        for width, height in ((1280, 800), (390, 844)):
+            await page.resize(width, height)
+            wide = "[...document.querySelectorAll('.tile .value')].filter((one) => one.scrollWidth > one.clientWidth)"
+            assert await page.js(f"{wide}.map((one) => one.textContent)") == []
+
+    look(browser, scene, long)
+
+
+def test_the_share_of_stake_counts_money_that_is_unbonding_or_held(browser):
+    async def scene(page, feed, address):
+        assert (await page.js(text_of(".tile .sub")))[-1] == "10% of its wealth"  # 20 of 200, though credit and stake are 100
+
+    look(browser, scene, small(series={**small()["series"], "wealth": [150.0, 180.0, 200.0]}))
+
+
 def test_marks_travel_as_often_as_the_counts_say(browser):
     async def scene(page, feed, address):
         await page.js("window.launched = 0; { const was = launch; launch = (flow) => { launched++; was(flow); }; }")
