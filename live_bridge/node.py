@@ -224,6 +224,7 @@ class Node:
         """Serve until told to stop, then drain."""
         rounds = [
             (self.settings.tick_s, self.upkeep.tick),
+            (self.settings.tick_s, self.portrait.sample),
             (self.settings.control_s, self.upkeep.decide),
             (self.gossip_s, self.society.round),
             (self.gossip_s, self.society.read_ledger),

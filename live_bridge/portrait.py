@@ -9,13 +9,11 @@ from live_bridge.peers.rows import Directory
 from live_bridge.pilot import Pilot, Verdict
 from live_bridge.view.recent import Recent
 from live_bridge.view.snapshot import Me, NodeView, Snapshot, Status, Totals
-from market import gossip, ledger
-from market.observation import OBSERVATION_NAMES
+from live_bridge.view.words import why
+from market import gossip
 from market.terms import MICRO
 
 STATUS: dict[int, Status] = {gossip.ALIVE: "alive", gossip.SUSPECT: "suspect", gossip.GONE: "gone"}
-WHY = ("kv_usage", "wait", "completion", "queue", "load_fast", "stake_share", "offer_success", "peers_wait_mean", "peers_accept")
-"""Entries of the observation that are shown beside a decision."""
 
 
 class Portrait:
@@ -28,7 +26,6 @@ class Portrait:
         self._pilot = pilot
         self._recent = recent
         self._name = name
-        self._why = [(entry, OBSERVATION_NAMES.index(entry)) for entry in WHY]
         self._arrived = self._delegated = self._guests = 0
         self._fates: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
@@ -68,7 +65,7 @@ class Portrait:
         """A decision was made."""
         self.actions["paper" if verdict.action is None else "-".join(map(str, verdict.action))] += 1
         seen = self._core.brain.observe(self._core.clock.now())[0][0]
-        self._recent.decision(verdict.action, verdict.failure, {entry: round(float(seen[at]), 4) for entry, at in self._why})
+        self._recent.decision(verdict.action, verdict.failure, why(seen.tolist()))
 
     def levels(self) -> Levels:
         """What metrics read off the node."""
@@ -109,6 +106,8 @@ class Portrait:
             "actions": dict(self.actions),
             "balances": self._balances(0),
             "alive": brain.alive(),
+            "works": len(brain.works),
+            "duels": len(brain.contests.open),
             "stakes": {owner: self._balances(place)["stake"] for owner, place in brain.belief.places.items()},
         }
 
@@ -121,14 +120,17 @@ class Portrait:
             "escrow": account.escrow_micro / MICRO,
         }
 
+    async def sample(self) -> None:
+        """Add a point to the page's curves."""
+        brain, totals = self._core.brain, self.totals()
+        row, wealth = brain.belief.rows[0], brain.belief.wealth() / MICRO
+        due = totals["attained"] + totals["missed"] + totals["failed"]
+        self._recent.sample(row.wait_s, row.usage, wealth, totals["attained"] / due if due else None)
+
     def snapshot(self) -> Snapshot:
         """What the live page is told."""
         brain = self._core.brain
         totals = self.totals()
-        due = totals["attained"] + totals["missed"] + totals["failed"]
-        row = brain.belief.rows[0]
-        wealth = ledger.wealth(brain.belief.accounts[0]) / MICRO
-        self._recent.sample(row.wait_s, row.usage, wealth, totals["attained"] / due if due else None)
         now = self._core.clock.now()
         me: Me = {
             "id": brain.setup.me,
