@@ -121,6 +121,7 @@ class Line(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what is under way."""
+        self._paused = False  # there is nothing to read on from
         self._break(self._broken(f"the connection ended before the answer was whole{f' ({error})' if error else ''}"))
         self._client.closed(self)
 

@@ -725,8 +725,8 @@ def stream_of(seed: int) -> list[bytes]:
         b"data: [DONE]\n\n",
         b"\r\n0\r\n\r\n",
     ]
-    text = b"".join(chance.choice(lines) for _ in range(chance.randrange(1, 40)))
     size = chance.choice([1, 2, 7, 100, 65536])
+    text = b"".join(chance.choice(lines) for _ in range(chance.randrange(1, 6 if size < 7 else 40)))
     if size == 65536 and seed % 3 == 0:
         text += b"data: " + chance.randbytes(2 * size) + b"\n\n"
     return [text[place : place + size] for place in range(0, len(text), size)]
