@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -185,10 +186,10 @@ def _attained(show: Show) -> float:
 
 def _nodes(show: Show, states: Sequence[State | None], fleet: Fleet) -> Table:
     """One row a node."""
-    table = Table(title="the market", title_justify="left")
+    table = Table(title="the market (guests: requests of others)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("node", "engine"):
         table.add_column(name)
-    for name in ("asked", "under way", "queued", "within SLO", "for others", "credit", "stake"):
+    for name in ("asked", "busy", "queue", "in SLO", "guests", "credit", "stake"):
         table.add_column(name, justify="right")
     ended = {member.name: status for member, status in fleet.ended()}
     for i, (member, state) in enumerate(zip(show.members, states, strict=True)):
@@ -212,9 +213,9 @@ def _is_guest(show: Show, ask: Ask, outcome: Outcome) -> bool:
 
 def summary(show: Show) -> Table:
     """What users got, from all nodes and from each."""
-    table = Table(title="what users got", title_justify="left")
-    table.add_column("asked at")
-    for name in ("requests", "answered", "failed", "within SLO", "mean latency (s)", "p95 (s)", "TTFT (s)", "delegated"):
+    table = Table(title="what users got (away: answered elsewhere)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("users of")
+    for name in ("asked", "done", "failed", "in SLO", "mean (s)", "p95 (s)", "TTFT (s)", "away"):
         table.add_column(name, justify="right")
     pairs = list(zip(show.asks, show.load.outcomes, strict=False))
     groups = [("all", pairs)] + [
