@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from live_bridge.brain.work import COPY_MARK
 from live_bridge.core import Core
 from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.http.message import Headers
@@ -153,7 +154,7 @@ class Desk:
 
     def _sides(self, duel: str) -> tuple[Paid, Paid] | None:
         """Both executors' paid and signed deliveries."""
-        a, b = self._trade.delivered.get(duel), self._trade.delivered.get(f"{duel}.2")
+        a, b = self._trade.delivered.get(duel), self._trade.delivered.get(f"{duel}{COPY_MARK}")
         if a is None or b is None:
             return None
         return Paid(a[0], a[1].digest), Paid(b[0], b[1].digest)
@@ -224,7 +225,7 @@ class Desk:
             case.first.keep = case.copy.keep = None
             for task in case.beside:
                 task.cancel()
-        for job_id in (duel, f"{duel}.2"):
+        for job_id in (duel, f"{duel}{COPY_MARK}"):
             self._trade.delivered.pop(job_id, None)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from live_bridge.brain.work import COPY_MARK
 from live_bridge.core import Core
 from live_bridge.metrics import Levels, NodeMetrics
 from live_bridge.peers.rows import Directory
@@ -37,7 +38,7 @@ class Portrait:
 
     def sent(self, executor: str, job_id: str) -> None:
         """Own work has gone to a peer."""
-        self._recent.flow(self._core.brain.setup.me, executor, "copy" if job_id.endswith(".2") else "user")
+        self._recent.flow(self._core.brain.setup.me, executor, "copy" if job_id.endswith(COPY_MARK) else "user")
 
     def ended(self, outcome: str, latency_s: float, executor: str) -> None:
         """An own request has ended, answered by `executor` (empty: here, or by nobody)."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
+from live_bridge.brain.work import COPY_MARK
 from live_bridge.core import Core
 from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.http.message import HttpError, Reply
@@ -243,7 +244,7 @@ class Passage:
 
 def request_of(job_id: str) -> str:
     """The tag of a request, which its second copy shares."""
-    return job_id.removesuffix(".2")
+    return job_id.removesuffix(COPY_MARK)
 
 
 def work_letter(job: Job, held: Held) -> bytes:

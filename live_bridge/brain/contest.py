@@ -6,7 +6,7 @@ Who wins and what moves is the ledger's to work out, by market/duel.py; here is 
 from dataclasses import dataclass, field
 
 from live_bridge.brain.belief import NONE, SELF, Belief
-from live_bridge.brain.work import COPY, USER, Work
+from live_bridge.brain.work import COPY, COPY_MARK, USER, Work
 from market.duel import JUDGES
 
 Command = list[object]
@@ -36,7 +36,7 @@ class Contests:
 
     def begin(self, work: Work, now: float) -> Work:
         """Make the second copy of `work`, which a peer has just taken; it may go to neither that peer nor home."""
-        copy = Work(f"{work.id}.2", COPY, work.prompt, work.forecast, work.arrival_s, work.deadline_s)
+        copy = Work(f"{work.id}{COPY_MARK}", COPY, work.prompt, work.forecast, work.arrival_s, work.deadline_s)
         copy.banned = [SELF, work.peer]
         copy.duel = work.duel = work.id
         self.open[work.id] = Contest(work.id, work.id, copy.id, now)

@@ -9,6 +9,9 @@ GUEST = "guest"
 JUDGE = "judge"
 """A vote that a peer has asked for, worked out here."""
 
+COPY_MARK = ":copy"
+"""Ends the id of a second copy: no id of a request ends so."""
+
 OFFERED, PROMISED, QUEUED, RUNNING, REMOTE = "offered", "promised", "queued", "running", "remote"
 """Where work stands: on offer; accepted here, its content not yet here; in the own queue; in the engine; at a peer."""
 

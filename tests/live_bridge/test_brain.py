@@ -222,9 +222,9 @@ def _duel() -> tuple[Brain, list[str]]:
     brain = mind(policy=ALWAYS, peers=("ann", "ben", "cas", "dan", "eve"), terms=replace(TERMS, duel_rate=1.0))
     first = brain.on(["arrive", 1.0, "r", 100, 50])[0][2]
     sent, copy, ask = brain.on(["answer", 1.0, "r", first, "yes"])
-    assert (sent, copy) == (["send", "r", first], ["copy", "r", "r.2"])
+    assert (sent, copy) == (["send", "r", first], ["copy", "r", "r:copy"])
     second = ask[2]
-    assert brain.on(["answer", 1.0, "r.2", second, "yes"]) == [["send", "r.2", second]]
+    assert brain.on(["answer", 1.0, "r:copy", second, "yes"]) == [["send", "r:copy", second]]
     return brain, [first, second]
 
 
@@ -232,7 +232,7 @@ def test_a_duelled_request_goes_to_two_peers_and_is_judged_by_others() -> None:
     brain, executors = _duel()
     assert len(set(executors)) == 2
     assert brain.on(["end", 5.0, "r", 1, 4.0]) == []
-    judges = brain.on(["end", 6.0, "r.2", 1, 5.0])
+    judges = brain.on(["end", 6.0, "r:copy", 1, 5.0])
     assert [command[:2] for command in judges] == [["judge", "r"]] * 3
     assert not {command[2] for command in judges} & {*executors, "me"}
 
@@ -240,7 +240,7 @@ def test_a_duelled_request_goes_to_two_peers_and_is_judged_by_others() -> None:
 def test_a_duel_is_settled_when_all_have_voted() -> None:
     brain, executors = _duel()
     brain.on(["end", 5.0, "r", 1, 4.0])
-    judges = [command[2] for command in brain.on(["end", 6.0, "r.2", 1, 5.0])]
+    judges = [command[2] for command in brain.on(["end", 6.0, "r:copy", 1, 5.0])]
     assert brain.on(["vote", 7.0, "r", judges[0], "A"]) == []
     assert brain.on(["vote", 7.0, "r", judges[0], "B"]) == []
     brain.on(["vote", 7.0, "r", judges[1], "abstain"])
@@ -252,7 +252,7 @@ def test_a_duel_is_settled_when_all_have_voted() -> None:
 def test_a_duel_ends_by_its_deadline_with_the_votes_in_hand() -> None:
     brain, executors = _duel()
     brain.on(["end", 5.0, "r", 1, 4.0])
-    judges = [command[2] for command in brain.on(["end", 6.0, "r.2", 1, 5.0])]
+    judges = [command[2] for command in brain.on(["end", 6.0, "r:copy", 1, 5.0])]
     brain.on(["vote", 7.0, "r", judges[1], "B"])
     ended = [command for command in brain.on(["tick", 61.0, 1.0, {}]) if command[0] == "duel"]
     assert ended == [["duel", "r", *executors, [[judges[0], "absent"], [judges[1], "B"], [judges[2], "absent"]]]]
@@ -261,11 +261,11 @@ def test_a_duel_ends_by_its_deadline_with_the_votes_in_hand() -> None:
 def test_a_duel_without_a_vote_is_called_off_at_its_deadline() -> None:
     brain, _ = _duel()
     brain.on(["end", 5.0, "r", 1, 4.0])
-    brain.on(["end", 6.0, "r.2", 1, 5.0])
+    brain.on(["end", 6.0, "r:copy", 1, 5.0])
     assert ["duel_off", "r"] in brain.on(["tick", 61.0, 1.0, {}])
 
 
-@pytest.mark.parametrize("fails", ["r", "r.2"])
+@pytest.mark.parametrize("fails", ["r", "r:copy"])
 def test_a_duel_of_which_an_answer_fails_is_called_off(fails: str) -> None:
     brain, _ = _duel()
     assert ["duel_off", "r"] in brain.on(["end", 5.0, fails, 0, 4.0])
@@ -276,7 +276,7 @@ def test_a_copy_that_nobody_takes_is_dropped_and_the_user_is_served_all_the_same
     brain = mind(policy=ALWAYS, peers=("ann",), terms=replace(TERMS, duel_rate=1.0))
     brain.on(["arrive", 1.0, "r", 100, 50])
     commands = brain.on(["answer", 1.0, "r", "ann", "yes"])
-    assert commands == [["send", "r", "ann"], ["copy", "r", "r.2"], ["drop", "r.2"]]
+    assert commands == [["send", "r", "ann"], ["copy", "r", "r:copy"], ["drop", "r:copy"]]
     assert list(brain.works) == ["r"]
 
 

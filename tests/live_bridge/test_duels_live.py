@@ -1,0 +1,146 @@
+"""Duels between real nodes before scripted engines: fair judges, stakes that move, and an end whatever fails or hangs."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from live_bridge.ledger.journal import from_json
+from live_bridge.purse import MICRO_S
+from tests.live_bridge.towns import JSON, Engine, Script, Town, town
+
+ALWAYS, NEVER = "fixed:3-4-2", "fixed:3-0-2"
+SHOWN = re.compile(r"<<ANSWER ([AB]) (\w+)>>\n.*?quality (\d+).*?\n<<END ANSWER \1 \2>>", re.DOTALL)
+HOLD_TTL_S = 900.0
+
+
+def is_judging(request: Any) -> bool:
+    return b"You compare two answers" in request.body
+
+
+def verdict(request: Any) -> str:
+    """What a model that judges truthfully replies: the letter of the answer of higher quality."""
+    qualities = {letter: int(quality) for letter, _, quality in SHOWN.findall(json.loads(request.body)["messages"][0]["content"])}
+    return max(qualities, key=lambda letter: qualities[letter])
+
+
+def honest(quality: int, *, answer: Script | None = None, judge: Script | None = None) -> Script:
+    """An engine of some quality, which says the truth about others; `answer` and `judge` do as they like instead."""
+
+    async def script(request: Any, response: Any) -> None:
+        if is_judging(request):
+            if judge is not None:
+                await judge(request, response)
+                return
+            choice = {"index": 0, "message": {"role": "assistant", "content": verdict(request)}}
+        elif answer is not None:
+            await answer(request, response)
+            return
+        else:
+            choice = {"index": 0, "text": f"an answer of quality {quality}"}
+        body = {"choices": [choice], "usage": {"completion_tokens": 3}}
+        response.send(200, JSON, json.dumps(body).encode())
+
+    return script
+
+
+async def hang(request: Any, response: Any) -> None:
+    """Never answer."""
+    await asyncio.Event().wait()
+
+
+async def drop(request: Any, response: Any) -> None:
+    """Close the connection without a byte."""
+    response.abort()
+
+
+async def entries(place: Town) -> list[tuple[Any, dict[str, Any]]]:
+    """The ledger's journal: entries, and the order of each."""
+    found: list[Any] = []
+    while page := (await place.get(f"/market/v1/ledger/journal?from={len(found)}"))["entries"]:
+        found += [from_json(each) for each in page]
+    return [(entry, json.loads(entry.body)) for entry in found]
+
+
+async def ids(place: Town) -> list[str]:
+    return [(await place.get("/market/v1/state", k))["id"] for k in range(len(place.urls))]
+
+
+async def nothing_is_left(place: Town) -> bool:
+    """Whether no duel, no copy, no judge and no credit set aside is left anywhere."""
+    states = [await place.get("/market/v1/state", k) for k in range(len(place.urls))]
+    escrow = [state["balances"]["escrow"] for state in states]
+    return all(state["duels"] == 0 and state["totals"]["in_flight"] == 0 and state["works"] == 0 for state in states) and not any(escrow)
+
+
+def market(tmp_path: Path, engines: list[Engine], deadline_s: float = 20.0, **terms: Any) -> Any:
+    """Node 0 forwards everything, and every request is duelled; the others execute and judge."""
+    policies = [ALWAYS, *[NEVER] * (len(engines) - 1)]
+    settings = {"duels": {"deadline_s": deadline_s}, "ledger": {"hold_ttl_s": HOLD_TTL_S}}
+    return town(tmp_path, engines, {"duel_rate": 1, **terms}, policy=policies, **settings)
+
+
+async def with_engines(count: int, scene: Any) -> None:
+    engines = [Engine(honest(k)) for k in range(count)]
+    for engine in engines:
+        await engine.begin()
+    try:
+        await scene(engines)
+    finally:
+        for engine in engines:
+            engine.end()
+
+
+def test_the_better_answer_wins_and_judges_are_neither_duellist_nor_origin(tmp_path: Path) -> None:
+    requests = 16
+
+    async def scene(engines: list[Engine]) -> None:
+        async with market(tmp_path, engines) as place:
+            me, *others = await ids(place)
+            before = {each: sum(held) for each, held in (await place.get("/market/v1/ledger/accounts"))["accounts"].items()}
+            for _ in range(requests):
+                code, _, _ = await place.ask(0)
+                assert code == 200
+
+            async def settled() -> bool:
+                return await place.metric('wwwserve_duels_total{result="settled"}') == requests and await nothing_is_left(place)
+
+            await place.until(settled)
+            found = [(entry, order) for entry, order in await entries(place) if order.get("kind") == "duel"]
+            assert len(found) == requests and all(entry.accepted for entry, _ in found)
+            won: Counter[str] = Counter()
+            for entry, order in found:
+                terms = order["terms"]
+                duellists = [terms["executor_a"], terms["executor_b"]]
+                judges = [vote["judge"] for vote in terms["judges"]]
+                assert entry.account == me and not {me, *duellists} & set(judges) and len(set(judges)) == 2
+                better = max(duellists, key=others.index)
+                assert {vote["verdict"] for vote in terms["judges"]} == {"AB"[duellists.index(better)]}
+                assert entry.reason == ("won_by_a" if better == duellists[0] else "won_by_b")
+                won[better] += 1
+            assert won[others[0]] == 0 and won[others[-1]] > 0
+            await stakes_have_moved(place, before, others)
+            states = [await place.get("/market/v1/state", k) for k in range(1, 5)]
+            assert [state["counters"]["duels_won"] for state in states] == [won[each] for each in others]
+            assert sum(state["counters"]["duels_lost"] for state in states) == requests
+
+    asyncio.run(with_engines(5, scene))
+
+
+async def stakes_have_moved(place: Town, before: dict[str, int], others: list[str]) -> None:
+    """Beyond what it was paid, the best has won and the worst has lost; all that was there is there."""
+    after = {each: sum(held) for each, held in (await place.get("/market/v1/ledger/accounts"))["accounts"].items()}
+    assert sum(after.values()) == sum(before.values())
+    found = await entries(place)
+    payee = {order["terms"]["hold_id"]: order["terms"]["payee"] for _, order in found if order.get("kind") == "hold"}
+    paid: Counter[str] = Counter()
+    for entry, order in found:
+        if order.get("kind") == "settle" and entry.accepted:
+            paid[payee[order["terms"]["hold_id"]]] += order["terms"]["amount_micro"]
+    gained = {each: after[each] - before[each] - paid[each] for each in others}
+    assert gained[others[-1]] > MICRO_S // 10
+    assert gained[others[0]] < -MICRO_S // 10
