@@ -1,6 +1,8 @@
 """Work that comes in: offers answered by the mind, work done when its payment is proven, answers signed for."""
 
 import asyncio
+import heapq
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ from live_bridge.facts import Facts
 from live_bridge.http.message import Headers, Request, Response
 from live_bridge.identity import Identity
 from live_bridge.job import LOCAL, Job, passed_in
-from live_bridge.ledger.journal import Founding
+from live_bridge.ledger.journal import Founding, Receipt
 from live_bridge.ledger.orders import Hold
 from live_bridge.peers.envelope import Door, Message, Refusal
 from live_bridge.peers.frames import Encoder
@@ -25,6 +27,8 @@ NO_OFFER = "an offer has id, prompt_tokens, forecast_tokens and remaining_s, and
 FRAMES: Headers = [(b"content-type", b"application/x-market-frames")]
 PROMISE_S = 10.0
 """Market seconds that accepted work may take to come: an escrow and a hop."""
+HOLD_LEFT_S = 10.0
+"""Market seconds that what was set aside must still be so when the work comes: nobody works for a hold that is about to lapse."""
 
 
 class Offer(NamedTuple):
@@ -43,6 +47,24 @@ class Promise(NamedTuple):
     offer: Offer
     price_micro: int
     timer: asyncio.TimerHandle
+
+
+class Spent:
+    """Holds that have paid for work here; each is remembered until it lapses by itself."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._ends: list[tuple[int, str]] = []
+
+    def add(self, hold_id: str, lapses_us: int, now_us: int) -> bool:
+        """Let a hold pay; False when it has paid before. Times in market microseconds of the ledger."""
+        while self._ends and self._ends[0][0] <= now_us:
+            self._ids.remove(heapq.heappop(self._ends)[1])
+        if hold_id in self._ids:
+            return False
+        self._ids.add(hold_id)
+        heapq.heappush(self._ends, (lapses_us, hold_id))
+        return True
 
 
 class Host:
@@ -66,6 +88,7 @@ class Host:
         self._portrait = portrait
         self._promises: dict[str, Promise] = {}
         self._answers: dict[str, bool] = {}
+        self._spent = Spent()
         self.draining = False
         core.carry_out |= {"yes": self._yes, "no": self._no}
 
@@ -127,9 +150,21 @@ class Host:
             return 402, hold
         if hold.amount_micro < promise.price_micro:
             return 402, f"{hold.amount_micro} micro-credits are set aside, the price is {promise.price_micro}"
+        unfit = self._unfit(hold, proof)
+        if unfit:
+            return 402, unfit
         promise.timer.cancel()
         del self._promises[work_id]
         return promise, hold
+
+    def _unfit(self, hold: Hold, proof: object) -> str:
+        """Take a proven hold for one piece of work; else say why it does not pay."""
+        assert isinstance(proof, dict)
+        lapses_us = Receipt(*proof["receipt"]).at_us + hold.ttl_us
+        now_us = self._founding().at_us(time.time())
+        if lapses_us < now_us + HOLD_LEFT_S * 1e6:
+            return f"the hold lapses in {(lapses_us - now_us) / 1e6:g} s, it must last for {HOLD_LEFT_S:g} s; compare the clocks"
+        return "" if self._spent.add(hold.hold_id, lapses_us, now_us) else "the hold has paid for other work already"
 
     async def work(self, message: Message, response: Response) -> None:
         """Accepted work has come: do it, and send the answer in frames."""

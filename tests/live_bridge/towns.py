@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -210,8 +211,10 @@ async def town(
     """Start one node before each engine; the first founds the network and the others join it.
 
     terms      changes of the market's terms; duels are off unless they say otherwise
-    settings   of all nodes, as in conf/live/node.yaml; `policy` may be a list, one for each
+    settings   of all nodes, as in conf/live/node.yaml; `policy` may be a list, one for each;
+               with `rogue` the last node cheats when a request asks it to (tests/live_bridge/rogue.py)
     """
+    rogue = settings.pop("rogue", False)
     policies = settings.pop("policy", "fixed:3-0-2")
     policies = policies if isinstance(policies, list) else [policies] * len(engines)
     market = market_file(folder, **({"duel_rate": 0, "gossip_s": 0.3} | (terms or {})))
@@ -226,7 +229,10 @@ async def town(
             backend = {"kind": "vllm", "url": engine.url, "metrics_s": 0.2, "stale_s": 2.0} | settings.get("backend", {})
             values = settings | {"market": str(market), "policy": policies[k], "backend": backend, "tick_s": 0.2, "control_s": 0.5}
             values |= {"join": urls[:1]} if k else {}
-            await fleet.start([node(f"n{k}", folder / f"n{k}", ports[k], values)])
+            member = node(f"n{k}", folder / f"n{k}", ports[k], values)
+            if rogue and k == len(engines) - 1:
+                member = member._replace(words=(sys.executable, "-m", "tests.live_bridge.rogue", *member.words[3:]))
+            await fleet.start([member])
         found = Town(urls, homes, fleet, client)
         if len(engines) > 1:
             await found.know_each_other()
