@@ -1,7 +1,7 @@
 """Duels with real answers: a second copy is executed, judges read both, their signed votes go to the ledger."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import orjson
@@ -54,7 +54,7 @@ class Case(NamedTuple):
     first: Job
     copy: Job
     votes: dict[str, Vote]
-    beside: list[asyncio.Future[None]]  # the copy on its way, and the judges that are asked: over when the duel is
+    beside: list[asyncio.Task[Any]]  # the copy on its way, and the judges that are asked: over when the duel is
 
 
 class Desk:
@@ -94,41 +94,43 @@ class Desk:
         first.keep, copy.keep = bytearray(), bytearray()
         core.jobs[copy_id] = copy
         case = self._cases[job_id] = Case(first, copy, {}, [])
-        self._let(case, self._run(copy))
+        run = asyncio.create_task(self._run(copy))
+        run.add_done_callback(lambda ended: self._ended(copy, ended))
+        self._let(case, run)
 
-    def _let(self, case: Case, work: Coroutine[Any, Any, None]) -> None:
+    def _let(self, case: Case, part: asyncio.Task[Any]) -> None:
         """Let a part of a duel happen beside."""
-        task = asyncio.ensure_future(work)
-        case.beside.append(task)
-        self._spawn(task)
+        case.beside.append(part)
+        self._spawn(part)
 
     def _drop(self, copy_id: str) -> None:
         copy = self._core.jobs.get(copy_id)
         if copy is not None:
             copy.decree("fail", "no peer takes the copy")
 
-    async def _run(self, copy: Job) -> None:
-        """Take a copy to its end."""
+    async def _run(self, copy: Job) -> str:
+        """Take a copy to its end; returns how it ended."""
+        while True:
+            kind, *rest = await copy.fate()
+            if kind != PEER:
+                return "failed"
+            outcome = await self._trade.remote(copy, DeskSink(), tuple(rest))
+            if outcome != BROKE:
+                return outcome
+            self._core.emit("answer", copy.id, rest[0], "broke")
+
+    def _ended(self, copy: Job, run: "asyncio.Task[str]") -> None:
+        """A copy has come to its end, or was cancelled, perhaps before it began."""
         core = self._core
-        outcome = "failed"
-        try:
-            while True:
-                kind, *rest = await copy.fate()
-                if kind != PEER:
-                    break
-                outcome = await self._trade.remote(copy, DeskSink(), tuple(rest))
-                if outcome != BROKE:
-                    break
-                core.emit("answer", copy.id, rest[0], "broke")
-        finally:
-            core.jobs.pop(copy.id, None)
-            self._trade.forget(copy.id)
-            core.emit("end", copy.id, int(outcome == DONE), core.clock.now() - copy.arrived_s)
+        done = not run.cancelled() and run.exception() is None and run.result() == DONE
+        core.jobs.pop(copy.id, None)
+        self._trade.forget(copy.id)
+        core.emit("end", copy.id, int(done), core.clock.now() - copy.arrived_s)
 
     def _judge(self, duel: str, judge: str, fee_micro: int) -> None:
         case = self._cases.get(duel)
         if case is not None:
-            self._let(case, self._ask(case, duel, judge, fee_micro))
+            self._let(case, asyncio.create_task(self._ask(case, duel, judge, fee_micro)))
 
     async def _ask(self, case: Case, duel: str, judge: str, fee_micro: int) -> None:
         """Ask one judge, and pay it for its vote; nothing when it gives none, or the duel ends without it."""

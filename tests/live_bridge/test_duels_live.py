@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,9 @@ async def nothing_is_left(place: Town) -> bool:
     """Whether no duel, no copy, no judge and no credit set aside is left anywhere."""
     states = [await place.get("/market/v1/state", k) for k in range(len(place.urls))]
     escrow = [state["balances"]["escrow"] for state in states]
-    return all(state["duels"] == 0 and state["totals"]["in_flight"] == 0 and state["works"] == 0 for state in states) and not any(escrow)
+    return all(state["duels"] == 0 and state["totals"]["in_flight"] == 0 and state["works"] == 0 for state in states) and not any(
+        escrow
+    )
 
 
 def market(tmp_path: Path, engines: list[Engine], deadline_s: float = 20.0, **terms: Any) -> Any:
@@ -144,3 +148,123 @@ async def stakes_have_moved(place: Town, before: dict[str, int], others: list[st
     gained = {each: after[each] - before[each] - paid[each] for each in others}
     assert gained[others[-1]] > MICRO_S // 10
     assert gained[others[0]] < -MICRO_S // 10
+
+
+def by_turn(first: Script | None, second: Script | None) -> Script:
+    """Answers of all engines together: what the first copy of a request meets, and what the second does; None = an answer."""
+    seen: Counter[bytes] = Counter()
+
+    async def script(request: Any, response: Any) -> None:
+        seen[request.body] += 1
+        chosen = first if seen[request.body] == 1 else second
+        await (chosen or honest(1))(request, response)
+
+    return script
+
+
+@pytest.mark.parametrize(("fault", "result"), [(hang, "called_off"), (drop, "undecided")])
+def test_a_duel_ends_when_its_judges_hang_or_break(tmp_path: Path, fault: Script, result: str) -> None:
+    async def scene(engines: list[Engine]) -> None:
+        for k, engine in enumerate(engines):
+            engine.script = honest(k, judge=fault)
+        async with market(tmp_path, engines, deadline_s=2.0) as place:
+            before = (await place.get("/market/v1/state"))["balances"]
+            for k in range(3):
+                assert (await place.ask(0, prompt=f"question {k}"))[0] == 200
+            await place.until(lambda: nothing_is_left(place), 2.0 + 6.0)
+            assert await place.metric(f'wwwserve_duels_total{{result="{result}"}}') == 3
+            assert await place.metric('wwwserve_duels_total{result="settled"}') == 0
+            after = (await place.get("/market/v1/state"))["balances"]
+            executions = 3 * 2
+            votes = 3 * 2 if result == "undecided" else 0  # a judge whose model says nothing abstains, and is paid for that
+            assert sum(before.values()) - sum(after.values()) == pytest.approx(executions + votes)
+
+    asyncio.run(with_engines(5, scene))
+
+
+@pytest.mark.parametrize("fault", [hang, drop])
+def test_a_duel_ends_when_the_second_executor_hangs_or_breaks(tmp_path: Path, fault: Script) -> None:
+    async def scene(engines: list[Engine]) -> None:
+        answers = by_turn(None, fault)
+        for k, engine in enumerate(engines):
+            engine.script = honest(k, answer=answers)
+        async with market(tmp_path, engines, deadline_s=2.0) as place:
+            for k in range(3):
+                assert (await place.ask(0, prompt=f"question {k}"))[0] == 200
+            await place.until(lambda: nothing_is_left(place), 2.0 + 6.0)
+            assert await place.metric('wwwserve_duels_total{result="called_off"}') == 3
+            assert sum(engine.running for engine in engines) == 0
+            if fault is hang:
+                assert sum(engine.left for engine in engines) == 3
+
+    asyncio.run(with_engines(4, scene))
+
+
+def test_a_duel_ends_when_the_first_executor_hangs_and_its_user_may_wait_on(tmp_path: Path) -> None:
+    async def scene(engines: list[Engine]) -> None:
+        answers = by_turn(hang, None)
+        for k, engine in enumerate(engines):
+            engine.script = honest(k, answer=answers)
+        async with market(tmp_path, engines, deadline_s=2.0) as place:
+            user = asyncio.create_task(place.ask(0))
+
+            async def over() -> bool:
+                state = await place.get("/market/v1/state")
+                called_off = await place.metric('wwwserve_duels_total{result="called_off"}')
+                return called_off == 1 and (state["duels"], state["works"], state["totals"]["in_flight"]) == (0, 1, 1)
+
+            await place.until(over, 2.0 + 6.0)
+            assert not user.done()
+            user.cancel()
+            await asyncio.gather(user, return_exceptions=True)
+            await place.until(lambda: nothing_is_left(place))
+            state = await place.get("/market/v1/state")
+            assert sum(state["balances"].values()) == pytest.approx(102.0 - 1.0)  # the copy was executed, and paid
+
+    asyncio.run(with_engines(4, scene))
+
+
+def test_a_request_whose_first_executor_breaks_is_answered_and_no_duel_is_left(tmp_path: Path) -> None:
+    async def scene(engines: list[Engine]) -> None:
+        answers = by_turn(drop, None)
+        for k, engine in enumerate(engines):
+            engine.script = honest(k, answer=answers)
+        async with market(tmp_path, engines, deadline_s=2.0) as place:
+            codes = [(await place.ask(0, prompt=f"question {k}"))[0] for k in range(3)]
+            assert codes == [200] * 3
+            await place.until(lambda: nothing_is_left(place), 2.0 + 6.0)
+
+    asyncio.run(with_engines(4, scene))
+
+
+@pytest.mark.parametrize("word", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_duel_ends_when_whole_nodes_freeze_or_die(tmp_path: Path, word: signal.Signals) -> None:
+    async def scene(engines: list[Engine]) -> None:
+        async with market(tmp_path, engines, deadline_s=2.0, suspect_rounds=50) as place:
+            gone = [place.fleet.pids()[f"n{k}"] for k in (3, 4)]
+            judged = asyncio.Event()
+
+            async def judge(request: Any, response: Any) -> None:
+                for pid in gone if not judged.is_set() else []:
+                    os.kill(pid, word)  # as soon as the first judge is asked; the others are drawn, and cannot answer
+                judged.set()
+                await hang(request, response)
+
+            for k, engine in enumerate(engines):
+                engine.script = honest(k, judge=judge)
+            try:
+                codes = [(await place.ask(0, prompt=f"question {k}"))[0] for k in range(2)]
+                await asyncio.wait_for(judged.wait(), 10.0)
+
+                async def over() -> bool:
+                    state = await place.get("/market/v1/state")
+                    return (state["duels"], state["works"]) == (0, 0) and state["balances"]["escrow"] == 0.0
+
+                await place.until(over, 2.0 + 8.0)
+                assert codes == [200] * 2
+                assert await place.metric('wwwserve_duels_total{result="settled"}') == 0
+            finally:
+                for pid in gone if word == signal.SIGSTOP else []:
+                    os.kill(pid, signal.SIGCONT)
+
+    asyncio.run(with_engines(5, scene))
