@@ -11,9 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 T = TypeVar("T")
 Limit = Any
 """What `Annotated[float, LIMIT]` carries: any object with .low, .high (closed interval) and .unit (text)."""
@@ -114,6 +111,11 @@ def plain(values: Any, place: str) -> Any:
 
     errors   SettingsError when an interpolation ${...} leads nowhere
     """
+    if "omegaconf" not in sys.modules:  # whoever holds one of its containers has loaded it; a node has not
+        return values
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     if not isinstance(values, (DictConfig, ListConfig)):
         return values
     try:
