@@ -70,7 +70,7 @@ class UserSink:
         self._response.end()
 
     async def cut(self, code: str, tokens: int) -> None:
-        """Tell a streaming client what happened: an error event, and no [DONE]."""
+        """Tell a streaming client what happened: an error event, and no [DONE]. Blank lines before it end what is unfinished."""
         event = orjson.dumps(
             {
                 "error": {
@@ -81,7 +81,7 @@ class UserSink:
                 }
             }
         )
-        await self._response.write(b"data: " + event + b"\n\n")
+        await self._response.write(b"\n\nevent: error\ndata: " + event + b"\n\n")
         self._response.end()
 
 

@@ -70,3 +70,26 @@ async def by_seed(request: Request, response: Response) -> None:
         await response.write(piece)
         await asyncio.sleep(0)
     response.end()
+
+
+class Event(NamedTuple):
+    """An event as a client of server-sent events gets it."""
+
+    name: str
+    data: str
+
+
+def events_of(raw: bytes) -> list[Event]:
+    """Read a stream as its standard says: fields by line, an event at each blank line, comments and unfinished events dropped."""
+    found, name, lines = [], "message", []
+    for line in raw.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        field, _, value = line.partition(":")
+        if not line:
+            if lines:
+                found.append(Event(name, "\n".join(lines)))
+            name, lines = "message", []
+        elif field == "data":
+            lines.append(value.removeprefix(" "))
+        elif field == "event":
+            name = value.removeprefix(" ")
+    return found

@@ -14,7 +14,7 @@ from live_bridge.http.client import Client
 from live_bridge.journal import read
 from live_bridge.replay import replay
 from tests.live_bridge.test_promises_streams import holds
-from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Town, calm, stream, town
+from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Town, calm, silent, stream, town
 
 ROOT = Path(__file__).parents[2]
 EACH = 10
@@ -47,17 +47,13 @@ async def leave(task: asyncio.Task[Any]) -> None:
 async def before_the_first_token(place: Town, engine: Engine, at: int) -> float:
     """Leave while the engine works on its first token; seconds until the engine knows."""
     left = engine.left
-    engine.script = _silent
+    engine.script = silent
     task = asking(place, at)
     await engine.until(lambda: engine.running == 1)
     began = time.perf_counter()
     await leave(task)
     await engine.until(lambda: engine.left > left and engine.running == 0)
     return time.perf_counter() - began
-
-
-async def _silent(request: object, response: object) -> None:
-    await asyncio.Event().wait()
 
 
 async def in_mid_stream(place: Town, engine: Engine, at: int) -> float:
@@ -93,7 +89,7 @@ async def queued(place: Town, at: int, count: int) -> bool:
 
 async def busy(place: Town, engine: Engine) -> list[asyncio.Task[Any]]:
     """Fill node 1's engine: one request runs, one waits in it, and the next will wait at the node."""
-    engine.script = _silent
+    engine.script = silent
     tasks = [asking(place, 1), asking(place, 1)]
     await engine.until(lambda: engine.running == 2)
     return tasks

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from live_bridge.http.message import Request, Response
 from tests.live_bridge.strangers import Stranger
 from tests.live_bridge.test_promises_streams import holds
-from tests.live_bridge.towns import ALWAYS, EVENTS, NEVER, Engine, Script, Town, calm, hang_up, status, stream, town, whole
+from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Script, Town, broken_off, calm, hang_up, status, stream, town, whole
 
 PRICE = 1_000_000
 REFUSED_S = 0.005
@@ -100,19 +99,6 @@ def test_work_and_answers_that_nobody_asked_for_pay_nothing(tmp_path: Path) -> N
                 await stranger.leave()
 
     asyncio.run(scene())
-
-
-def broken_off(tokens: int) -> Script:
-    """Stream so many tokens, then fail."""
-
-    async def script(request: Request, response: Response) -> None:
-        response.start(200, EVENTS)
-        for k in range(tokens):
-            await response.write(b'data: {"choices":[{"index":0,"text":" t%d"}]}\n\n' % k)
-        await asyncio.sleep(0.05)
-        response.abort()
-
-    return script
 
 
 class Fate(NamedTuple):

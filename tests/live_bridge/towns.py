@@ -63,6 +63,26 @@ async def hang_up(request: Request, response: Response) -> None:
     response.abort()
 
 
+async def silent(request: Request, response: Response) -> None:
+    """Never answer."""
+    await asyncio.Event().wait()
+
+
+def broken_off(tokens: int, within: bytes = b"") -> Script:
+    """Stream so many tokens, and perhaps a piece of one more, then fail when all of it is on its way."""
+
+    async def script(request: Request, response: Response) -> None:
+        response.start(200, EVENTS)
+        for k in range(tokens):
+            await response.write(b'data: {"choices":[{"index":0,"text":" t%d"}]}\n\n' % k)
+        if within:
+            await response.write(within)
+        await asyncio.sleep(0.05)
+        response.abort()
+
+    return script
+
+
 class Engine:
     """An OpenAI-compatible server with vLLM's metrics, which does as `script` says.
 
