@@ -5,4 +5,4 @@ A node runs the rules as plain Python, in microseconds: it needs neither a compi
 
 import os
 
-os.environ.setdefault("RULES", "python")
+os.environ["RULES"] = "python"

@@ -54,7 +54,7 @@ JOBS = {
         ("live_bridge ledger audit .live_bridge/ledger.sqlite", "live_bridge ledger serve --listen 127.0.0.1:9100"),
     ),
     "emulate": Job(
-        "live_bridge.backends.emulated",
+        "live_bridge.backends.emulate",
         "an OpenAI-compatible engine without a GPU, as slow as a real one",
         ("live_bridge emulate --profile l4_qwen3_8b --port 8000",),
     ),
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    args = parser.parse_args(words[1:])
+    args = parser.parse_intermixed_args(words[1:])
     try:
         return int(module.run(args))
     except _slips() as error:

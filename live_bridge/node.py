@@ -164,7 +164,8 @@ class Node:
         self.society = Society(core, self.identity, self.directory, door, letters, self.metrics, self.recent, self.spawn)
         self.society.name = self.name
         self.host = Host(core, door, self.relay, self.identity, lambda: self.purse.ledger.founding, self.portrait)
-        self.trade = Trade(core, letters, lambda: self.purse, self._public_of, self.metrics, self.portrait, self.spawn)
+        purse, metrics = lambda: self.purse, self.metrics
+        self.trade = Trade(core, letters, purse, self._public_of, self._models_of, metrics, self.portrait, self.spawn)
         self.desk = Desk(core, self.trade, letters, lambda: self.purse, self.metrics, self.recent, self.spawn)
         self.bench = Bench(core, self.host, self.relay, self.identity, self._model, settings.duels.by)
         self.bench.willing = settings.duels.judge
@@ -312,6 +313,10 @@ class Node:
     def _where(self, peer: str) -> str | None:
         row = self.directory.get(peer)
         return row.address if row is not None else self.society.met.get(peer)
+
+    def _models_of(self, peer: str) -> tuple[str, ...]:
+        row = self.directory.get(peer)
+        return () if row is None else row.models
 
     def _public_of(self, peer: str) -> bytes | None:
         row = self.directory.get(peer)

@@ -34,6 +34,7 @@ class Trade:
         letters: Correspondence,
         purse: Callable[[], Purse],
         public_of: Callable[[str], bytes | None],
+        models_of: Callable[[str], tuple[str, ...]],
         metrics: NodeMetrics,
         portrait: Portrait,
         spawn: Callable[[Awaitable[object]], None],
@@ -41,11 +42,13 @@ class Trade:
         """Take what does the work.
 
         public_of   public key of a peer by its id
+        models_of   what a peer's engine serves, as far as it says
         """
         self._core = core
         self._letters = letters
         self._purse = purse
         self._public_of = public_of
+        self._models_of = models_of
         self._metrics = metrics
         self._portrait = portrait
         self._spawn = spawn
@@ -87,6 +90,8 @@ class Trade:
 
     async def _answer(self, job: Job, peer: str) -> str:
         core = self._core
+        if not self._serves(peer, job.facts.model):
+            return "no"
         letter = {
             "id": job.id,
             "prompt_tokens": job.facts.prompt,
@@ -100,6 +105,11 @@ class Trade:
         except UnansweredError:
             return "silent"
         return "yes" if status == 200 and isinstance(said, dict) and said.get("accept") is True else "no"
+
+    def _serves(self, peer: str, model: str) -> bool:
+        """Whether a peer can answer for `model`: a request that names none may be answered by any."""
+        models = self._models_of(peer)
+        return not model or not models or model in models
 
     async def remote(self, job: Job, sink: Sink, rest: tuple[object, ...]) -> str:
         """Let the peer that has accepted `job` answer it into `sink`; see Relay.run."""

@@ -73,3 +73,14 @@ def test_the_journal_holds_what_was_done_and_nothing_that_was_said(tmp_path: Pat
     assert "secret" not in path.read_text()
     events = [line[0][0] for line in read(path) if isinstance(line, list)]
     assert events.index("arrive") < events.index("end")
+
+
+def test_a_request_that_names_a_model_goes_to_a_peer_that_serves_it_or_stays(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Engine() as mine, Engine() as theirs, town(tmp_path, [mine, theirs], policy=[ALWAYS, "fixed:3-0-2"]) as place:
+            await place.ask(0, model="stub")
+            assert (len(mine.asked), len(theirs.asked)) == (0, 1)
+            await place.ask(0, model="another")
+            assert (len(mine.asked), len(theirs.asked)) == (1, 1)
+
+    asyncio.run(scene())
