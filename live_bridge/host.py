@@ -19,7 +19,7 @@ from live_bridge.peers.envelope import Door, Message, Refusal
 from live_bridge.peers.frames import Encoder
 from live_bridge.portrait import Portrait
 from live_bridge.purse import proven
-from live_bridge.relay import BROKE, DONE, Relay
+from live_bridge.relay import BROKE, DONE, Relay, answer_tokens
 
 ANSWER_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MOST_TOKENS = 10_000_000
@@ -223,6 +223,7 @@ class FrameSink:
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """See Sink."""
         encoder = self._encoder
+        self._job.tokens = answer_tokens(body)
         frames = encoder.head(status, headers) + encoder.data(body) + encoder.end(self._job.tokens)
         self._response.send(200, FRAMES, frames)
 

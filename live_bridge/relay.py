@@ -156,7 +156,6 @@ async def pass_on(reply: Reply, job: Job, sink: Sink, now: Now) -> str:
             return await _stream(reply, job, sink, now)
         body = await reply.body(MOST_BODY)
         job.first_s = job.first_s or now()
-        job.tokens = answer_tokens(body)
         if job.keep is not None:
             job.keep += body
         await sink.whole(reply.status, passed_out(reply.headers), body)
