@@ -12,19 +12,22 @@ PEER = "peer"
 FAIL = "fail"
 
 _NOT_PASSED_IN = PRIVATE | frozenset(
-    b"host connection keep-alive proxy-connection transfer-encoding content-length upgrade te trailer expect".split()
+    b"accept-encoding connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
 )
 _NOT_PASSED_OUT = frozenset(b"connection keep-alive transfer-encoding content-length upgrade trailer".split())
 
 
 def passed_in(headers: Headers) -> Headers:
-    """Headers of a user's request that an engine gets: none of the connection's, none with a key, none that say who the user is."""
+    """Headers of a user's request that an engine gets: none of the connection's, none with a key, none that say who the user is.
+
+    None that ask for compression either: tokens are counted in what is passed on, and judges read it.
+    """
     return [pair for pair in headers if pair[0] not in _NOT_PASSED_IN and not pair[0].startswith(b"market-")]
 
 
 def passed_out(headers: Headers) -> Headers:
-    """Headers of an engine's answer that the user gets."""
-    return [pair for pair in headers if pair[0] not in _NOT_PASSED_OUT]
+    """Headers of an engine's or a peer's answer that the user gets."""
+    return [pair for pair in headers if pair[0] not in _NOT_PASSED_OUT and not pair[0].startswith(b"market-")]
 
 
 class Job:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import orjson
 
-from live_bridge.http.message import Headers, HttpClient, HttpError, Reply, Response, error_body
+from live_bridge.http.message import Headers, HttpClient, HttpError, Reply, Response, error_body, header_of
 from live_bridge.job import Job, passed_out
 
 DONE = "done"
@@ -48,18 +48,22 @@ class UserSink:
         self._job = job
         self._me = me
 
-    def _more(self) -> Headers:
-        return [(b"market-executor", (self._job.executor or self._me).encode()), (b"x-request-id", self._job.id.encode())]
+    def _headers(self, headers: Headers) -> Headers:
+        """Say who has executed it, and name the request unless the engine has done so."""
+        more = [(b"market-executor", (self._job.executor or self._me).encode())]
+        if header_of(headers, b"x-request-id") is None:
+            more.append((b"x-request-id", self._job.id.encode()))
+        return headers + more
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """See Sink."""
         self._job.began = True
-        self._response.send(status, headers + self._more(), body)
+        self._response.send(status, self._headers(headers), body)
 
     async def head(self, status: int, headers: Headers) -> None:
         """See Sink."""
         self._job.began = True
-        self._response.start(status, headers + self._more())
+        self._response.start(status, self._headers(headers))
 
     async def write(self, chunk: bytes) -> None:
         """See Sink."""

@@ -8,7 +8,7 @@ from live_bridge.brain.work import COPY_MARK
 from live_bridge.core import Core
 from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.http.message import HttpError, Reply
-from live_bridge.job import PEER, Job
+from live_bridge.job import PEER, Job, passed_out
 from live_bridge.ledger.orders import Delivery
 from live_bridge.metrics import NodeMetrics
 from live_bridge.peers.frames import Decoder, Failed, FrameError, Head, Receipt, payable
@@ -227,7 +227,7 @@ class Passage:
     async def _begin(self) -> None:
         if not self._started and self._head is not None:
             self._started = True
-            await self._sink.head(self._head.status, self._head.headers)
+            await self._sink.head(self._head.status, passed_out(self._head.headers))
 
     async def _cut(self, code: str) -> str:
         """The executor cannot go on: somebody else may, as long as nothing was passed on."""
@@ -248,7 +248,7 @@ class Passage:
             job.tokens = self.counted()
             if job.keep is not None:
                 job.keep += self._whole
-            await self._sink.whole(head.status, head.headers, bytes(self._whole))
+            await self._sink.whole(head.status, passed_out(head.headers), bytes(self._whole))
         return DONE if head.status < 400 else REFUSED
 
 
