@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 
 class Job(NamedTuple):
@@ -61,6 +61,14 @@ JOBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says a slip in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says more\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. A slip of the user's is one line and status 2, not a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -68,14 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _no_job(words)
     job = JOBS[words[0]]
     module = importlib.import_module(job.module)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"live_bridge {words[0]}",
         description=job.meaning,
         epilog="examples:\n  " + "\n  ".join(job.examples) + _more(module),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    args = parser.parse_intermixed_args(words[1:])
+    divided = parser._subparsers is not None  # which cannot be mixed
+    args = parser.parse_args(words[1:]) if divided else parser.parse_intermixed_args(words[1:])
     try:
         return int(module.run(args))
     except _slips() as error:
@@ -87,14 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _no_job(words: list[str]) -> int:
     """Show what there is."""
+    if words and words[0] not in {"-h", "--help"}:
+        from settings import did_you_mean
+
+        sys.stderr.write(f"live_bridge: there is no {words[0]}; {did_you_mean(words[0], JOBS)}\n")
+        return 2
     lines = ["usage: live_bridge JOB [...]; `live_bridge JOB --help` says more", ""]
     lines += [f"  {name:<10} {job.meaning}" for name, job in JOBS.items()]
-    asked = not words or words[0] in {"-h", "--help"}
-    stream = sys.stdout if asked else sys.stderr
-    if not asked:
-        lines.insert(0, f"live_bridge: there is no {words[0]}")
-    stream.write("\n".join(lines) + "\n")
-    return 0 if asked else 2
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
 
 
 def _more(module: object) -> str:
@@ -107,7 +117,9 @@ def _slips() -> tuple[type[Exception], ...]:
     """Errors whose text is for the user: it names place, rule, value and way out."""
     from agents.policy import PolicyError
     from live_bridge.identity import IdentityError
+    from live_bridge.peers.addresses import AddressError
+    from live_bridge.peers.users import UsersError
     from live_bridge.slip import Slipped
     from settings import SettingsError
 
-    return SettingsError, PolicyError, IdentityError, Slipped
+    return SettingsError, PolicyError, IdentityError, AddressError, UsersError, Slipped

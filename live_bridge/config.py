@@ -1,5 +1,6 @@
 """Settings of a node: conf/live/node.yaml, a file of the user's, and the command line, in this order. Values live in YAML."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +15,8 @@ from settings import SettingsError, Slip, did_you_mean, read
 
 DEFAULTS = "conf/live/node.yaml"
 Count = Annotated[int, Range(0, 1_000_000, "")]
+NETWORK = re.compile(r"[A-Za-z0-9._-]{1,64}")
+URL = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[!-~]*)?", re.ASCII)
 Some = Annotated[int, Range(1, 1_000_000, "")]
 
 
@@ -133,6 +136,12 @@ class NodeSettings:
         if self.speed != 1.0 and self.backend.kind != "emulated":
             raise ValueError(f"speed must be 1 with a real engine (backend.kind is {self.backend.kind}), got {self.speed:g}")
         self.address()
+        if not NETWORK.fullmatch(self.network):
+            raise ValueError(f"network must be 1 to 64 of A-Z a-z 0-9 . _ -, got {self.network!r}")
+        urls = [("backend.url", self.backend.url), ("ledger.url", self.ledger.url), *(("join", url) for url in self.join)]
+        for key, url in [*urls, ("advertise", self.advertise)]:
+            if url is not None and not _is_url(url):
+                raise ValueError(f"{key} must be http://HOST[:PORT] or https://HOST[:PORT], got {url!r}")
 
     def address(self) -> tuple[str, int]:
         """Host and port of `listen`."""
@@ -140,6 +149,12 @@ class NodeSettings:
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"listen must be HOST:PORT, got {self.listen!r}")
         return host.strip("[]"), int(port)
+
+
+def _is_url(text: str) -> bool:
+    """Whether `text` is http://HOST[:PORT] or https://..., with a path at most."""
+    match = URL.fullmatch(text)
+    return match is not None and int(match[1] or 1) in range(1, 65536)
 
 
 def defaults() -> dict[str, Any]:

@@ -60,7 +60,10 @@ def spoken(args: argparse.Namespace) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise SettingsError(Slip("command line", word, "must be KEY=VALUE, such as control_s=2"))
-        out[key] = yaml.safe_load(value)
+        try:
+            out[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SettingsError(Slip("command line", key, f"must be a value as YAML has it, got {value!r}; quote it")) from None
     return out
 
 
