@@ -3,7 +3,17 @@
 import asyncio
 from typing import Protocol
 
-from live_bridge.http.message import BODILESS, Headers, Request, header_bytes, status_line
+from live_bridge.http.message import BODILESS, STATUS_LINES, Headers, Request, header_bytes
+
+
+class House(Protocol):
+    """What an answer needs of its server."""
+
+    preamble: bytes  # headers that every answer carries
+    draining: bool  # every answer is the last of its connection
+
+    def done(self, answer: "Answer", task: "asyncio.Task[None]") -> None:
+        """Look at how a handler ended."""
 
 
 class Line(Protocol):
@@ -23,28 +33,19 @@ class Line(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
-    def preamble(self) -> bytes:
-        """Headers that every answer carries."""
-
-    def draining(self) -> bool:
-        """Whether this is to be the last answer."""
-
-    def done(self, answer: "Answer", task: "asyncio.Task[None]") -> None:
-        """Look at how a handler ended."""
-
 
 class Answer:
     """The Response to one request."""
 
-    __slots__ = ("_bare", "_chunked", "_keep", "_line", "_old", "ended", "request", "started")
+    __slots__ = ("_bare", "_chunked", "_house", "_keep", "_line", "_old", "ended", "request", "started")
 
-    def __init__(self, line: Line, request: Request, *, keep: bool, old: bool) -> None:
+    def __init__(self, line: Line, house: House, request: Request, *, keep: bool, old: bool) -> None:
         """Take the request's connection.
 
         keep   the client wants to ask again
         old    it speaks HTTP/1.0, which has no chunks
         """
-        self._line = line
+        self._line, self._house = line, house
         self.request = request
         self._keep, self._old = keep, old
         self._bare = request.method == "HEAD"
@@ -54,11 +55,14 @@ class Answer:
     def send(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer whole, with its length."""
         head = self._head(status, headers)
+        if self.ended:
+            return
+        self.ended = True
         if status in BODILESS:
-            self._put(head + b"\r\n")
+            self._line.put(head + b"\r\n")
         else:
-            self._put(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), b"" if self._bare else body))
-        self._finish()
+            self._line.put(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), b"" if self._bare else body))
+        self._line.answered(keep=self._keep)
 
     def start(self, status: int, headers: Headers) -> None:
         """Begin an answer whose length is not known."""
@@ -66,7 +70,8 @@ class Answer:
         self._chunked = not self._old and not self._bare
         self._keep = self._keep and (self._chunked or self._bare)  # else the end of the connection is the end of the answer
         head = self._head(status, headers)
-        self._put(head + (b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"))
+        if not self.ended:
+            self._line.put(head + (b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"))
 
     async def write(self, data: bytes) -> None:
         """Add to a started answer; waits while the client is slower than we."""
@@ -83,9 +88,12 @@ class Answer:
         """End a started answer; the connection takes its next request."""
         if not self.started:
             raise RuntimeError("end: the answer has not been started")
+        if self.ended:
+            return
+        self.ended = True
         if self._chunked:
-            self._put(b"0\r\n\r\n")
-        self._finish()
+            self._line.put(b"0\r\n\r\n")
+        self._line.answered(keep=self._keep)
 
     def abort(self) -> None:
         """Break off: the client sees that the answer is not whole."""
@@ -95,23 +103,17 @@ class Answer:
 
     def done(self, task: "asyncio.Task[None]") -> None:
         """Look at how the handler ended."""
-        self._line.done(self, task)
+        self._house.done(self, task)
 
     def _head(self, status: int, headers: Headers) -> bytes:
         if self.started:
             raise RuntimeError("send: the answer has been started already")
         text = header_bytes(headers)
         self.started = True
-        line = self._line
-        self._keep = self._keep and not line.draining()
-        wish = (b"connection: keep-alive\r\n" if self._old else b"") if self._keep else b"connection: close\r\n"
-        return b"".join((status_line(status), text, line.preamble(), wish))
-
-    def _put(self, data: bytes) -> None:
-        if not self.ended:
-            self._line.put(data)
-
-    def _finish(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self._line.answered(keep=self._keep)
+        house = self._house
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        if house.draining:
+            self._keep = False
+        if self._keep and not self._old:
+            return line + text + house.preamble
+        return line + text + house.preamble + (b"connection: keep-alive\r\n" if self._keep else b"connection: close\r\n")

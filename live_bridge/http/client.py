@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import ssl
-from typing import NamedTuple, cast
+from typing import cast
 
 import httptools
 
@@ -36,25 +36,20 @@ KEPT = 512
 """Idle connections to one place."""
 UNUSED_S = 1.0
 """A connection whose caller was cancelled as it came about is closed after this time."""
+FRAMES = frozenset({b"content-length", b"transfer-encoding"})
 WITH_BODY = frozenset({"PATCH", "POST", "PUT"})
 
 
-class Route(NamedTuple):
-    """What a connection can be used again for."""
-
-    scheme: str
-    host: str
-    port: int
-    address: str | None
-    tls: ssl.SSLContext | None
+Route = str | tuple[str, str | None, ssl.SSLContext | None]
+"""What a connection can be used again for: an origin, where it says all, or origin, address and trust."""
 
 
 class Line(asyncio.Protocol):
     """One connection: one exchange after the other."""
 
     __slots__ = (
-        "_client", "_framed", "_headers", "_interim", "_keep", "_parser", "_paused", "_raw", "_reply", "_size", "_transport",
-        "_until_end", "began", "deadline_s", "route", "url",
+        "_client", "_framed", "_headers", "_interim", "_keep", "_parser", "_paused", "_raw", "_reply", "_size",
+        "_until_end", "began", "deadline_s", "route", "transport", "url",
     )  # fmt: skip
 
     def __init__(self, client: "Client", route: Route) -> None:
@@ -75,17 +70,18 @@ class Line(asyncio.Protocol):
 
     def ask(self, reply: Answered, payload: tuple[bytes, ...], deadline_s: float) -> None:
         """Send a request."""
+        self.url = reply.url
         self.began = False
         self._reply = reply
         self.deadline_s = deadline_s
         for part in payload:
-            self._transport.write(part)
+            self.transport.write(part)
 
     # -- the transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self._transport = cast("asyncio.Transport", transport)
+        self.transport = cast("asyncio.Transport", transport)
         self._client.opened(self)
         self.deadline_s = asyncio.get_running_loop().time() + UNUSED_S
 
@@ -106,7 +102,10 @@ class Line(asyncio.Protocol):
             self._break(error.__context__ if isinstance(error.__context__, Broken) else self._broken("what came is not HTTP/1.1"))
         except Broken as error:
             self._break(error)
-        reply.wake()
+        if reply.head:
+            waiter = reply.waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
         if self._reply is None:
             self._release()
 
@@ -132,16 +131,13 @@ class Line(asyncio.Protocol):
         self._size += len(name) + len(value) + 4
         if self._size > HEADER_BYTES:
             raise self._broken(f"its head is longer than {HEADER_BYTES} bytes")
-        if self._reply is None or self._reply.head:
-            return
         name = name.lower()
-        if name == b"content-length":
-            self._framed = True
-        elif name == b"transfer-encoding":
-            if value.rstrip().lower() != b"chunked":
+        value = value.rstrip(b" \t")
+        if name in FRAMES and not self._framed:
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
                 raise self._broken("its transfer coding is not chunked")
             self._framed = True
-        self._headers.append((name, value.rstrip(b" \t")))
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Hand over a head; drop an interim one."""
@@ -155,24 +151,31 @@ class Line(asyncio.Protocol):
         self._keep = self._parser.should_keep_alive()
         self._until_end = not self._framed and status not in BODILESS
         reply.status, reply.headers, reply.head = status, self._headers, True
+        self._headers = []  # of the trailers, for nobody
         self.deadline_s = NEVER
         if reply.method == "HEAD":  # the parser cannot be told that no body follows
             self._keep = False
-            self._finish(reply)
+            self._reply = None
+            reply.finish()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         reply = self._reply
-        if reply is not None and reply.add(body) > AHEAD_BYTES and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        if reply is not None:
+            reply.pieces.append(body)
+            reply.ahead += len(body)
+            if reply.ahead > AHEAD_BYTES and not self._paused:
+                self._paused = True
+                self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
         """End an exchange."""
+        reply = self._reply
         if self._interim:
             self._begin()
-        elif self._reply is not None:
-            self._finish(self._reply)
+        elif reply is not None:
+            self._reply = None
+            reply.finish()
 
     # -- the rest
 
@@ -180,12 +183,12 @@ class Line(asyncio.Protocol):
         """Read on: the consumer has what has come."""
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once."""
         self._client.forget(self)
-        self._transport.abort()
+        self.transport.abort()
 
     def late(self) -> None:
         """Do what is due when the deadline has passed."""
@@ -194,25 +197,19 @@ class Line(asyncio.Protocol):
         self.abort()
         self._client.closed(self)  # uvloop closes what a cancelled connect has opened, and tells nobody
 
-    def lost(self) -> bool:
-        """Whether this connection cannot be asked again."""
-        return self._transport.is_closing()
-
     def _measure(self, size: int) -> None:
         self._raw += size  # what the parser keeps for itself
         if self._raw > HEADER_BYTES:
             raise self._broken(f"its head is longer than {HEADER_BYTES} bytes")
 
-    def _finish(self, reply: Answered) -> None:
-        self._reply = None
-        reply.finish()
-
     def _release(self) -> None:
         """Go back to the pool, or close."""
+        transport = self.transport
         keep = self._keep and not self._until_end
         self._begin()
-        if keep and not self._transport.get_write_buffer_size() and not self._transport.is_closing():
-            self.taken()
+        if keep and not transport.get_write_buffer_size() and not transport.is_closing():
+            if self._paused:
+                self.taken()
             self._client.keep(self)
         else:
             self.abort()
@@ -256,21 +253,26 @@ class Client:
         """Send a request and wait until the head of its answer is there; see message.HttpClient."""
         place = place_of(url)
         payload = _payload(method, place, headers or [], body)
-        route = Route(place.scheme, place.host, place.port, address, tls)
+        route: Route = place.origin if address is None and tls is None else (place.origin, address, tls)
         line = self._take(route)
         while True:
             fresh = line is None
             if line is None:
-                line = await self._connect(route, url, connect_s)
+                line = await self._connect(place, route, url, connect_s, address, tls)
             reply = Answered(line, method, url)
+            line.ask(reply, payload, NEVER if first_byte_s is None else self._loop.time() + first_byte_s)
             try:
-                await self._exchange(line, reply, payload, first_byte_s)
-            except Broken:
-                if fresh or line.began or method not in SAFE_METHODS:
-                    raise
-                line = None  # it was being closed as we asked; asking again changes nothing
-            else:
+                reply.waiter = self._loop.create_future()
+                await reply.waiter
+            except asyncio.CancelledError:  # perhaps as the head came: nobody will read the rest
+                reply.close()
+                raise
+            if reply.head:
                 return reply
+            error = reply.error or Broken(f"{url}: no head", sent=True)
+            if fresh or line.began or method not in SAFE_METHODS or isinstance(error, TimedOut):
+                raise error
+            line = None  # it was being closed as we asked; asking again changes nothing
 
     async def close(self) -> None:
         """Close all connections; requests under way end as Broken."""
@@ -287,36 +289,25 @@ class Client:
             self._sweeper.cancel()
             self._sweeper = None
 
-    async def _exchange(self, line: Line, reply: Answered, payload: tuple[bytes, ...], first_byte_s: float | None) -> None:
-        line.url = reply.url
-        line.ask(reply, payload, NEVER if first_byte_s is None else asyncio.get_running_loop().time() + first_byte_s)
-        handed_over = False
-        try:
-            while not reply.head:
-                error = reply.error
-                if error is not None:
-                    raise error
-                await reply.change()
-            handed_over = True
-        finally:
-            if not handed_over:  # cancelled as the head came: nobody will read the rest
-                reply.close()
-
-    async def _connect(self, route: Route, url: str, connect_s: float) -> Line:
+    async def _connect(
+        self, place: Place, route: Route, url: str, connect_s: float, address: str | None, tls: ssl.SSLContext | None
+    ) -> Line:
         if self._closed:
             raise ConnectFailed(f"{url}: the client has been closed")
-        secure = route.scheme == "https"
-        if secure and route.tls is None and self._trust is None:
-            self._trust = ssl.create_default_context()
-        loop = asyncio.get_running_loop()
+        secure = place.scheme == "https"
+        if secure and tls is None:
+            if self._trust is None:
+                self._trust = ssl.create_default_context()
+            tls = self._trust
+        self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(connect_s):
-                _, line = await loop.create_connection(
+                _, line = await self._loop.create_connection(
                     lambda: Line(self, route),
-                    route.address or route.host,
-                    route.port,
-                    ssl=(route.tls or self._trust) if secure else None,
-                    server_hostname=route.host if secure else None,
+                    address or place.host,
+                    place.port,
+                    ssl=tls if secure else None,
+                    server_hostname=place.host if secure else None,
                 )
         except TimeoutError:
             raise ConnectFailed(f"{url}: no connection within {connect_s:g} s") from None
@@ -329,7 +320,7 @@ class Client:
         idle = self._idle.get(route)
         while idle:
             line = idle.pop()
-            if not line.lost():
+            if not line.transport.is_closing():
                 return line
         return None
 
@@ -343,7 +334,9 @@ class Client:
 
     def keep(self, line: Line) -> None:
         """Keep a connection for the next request."""
-        idle = self._idle.setdefault(line.route, [])
+        idle = self._idle.get(line.route)
+        if idle is None:
+            idle = self._idle[line.route] = []
         if self._closed or len(idle) >= self._kept:
             line.abort()
             return
@@ -373,7 +366,10 @@ class Client:
 
 
 def _payload(method: str, place: Place, headers: Headers, body: bytes) -> tuple[bytes, ...]:
-    host = b"" if header_of(headers, b"host") is not None else b"host: %b\r\n" % place.authority
+    fields = header_bytes(headers)
+    host = b"" if header_of(headers, b"host") is not None else place.host_line
     length = b"content-length: %d\r\n" % len(body) if body or method in WITH_BODY else b""
-    head = b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (method.encode("ascii"), place.target, host, header_bytes(headers), length)
-    return (head + body,) if len(body) <= JOINED_BYTES else (head, body)
+    words = (method.encode("ascii"), place.target, host, fields, length)
+    if len(body) <= JOINED_BYTES:
+        return (b"%b %b HTTP/1.1\r\n%b%b%b\r\n%b" % (*words, body),)
+    return b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % words, body

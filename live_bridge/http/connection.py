@@ -5,9 +5,9 @@ from collections import deque
 from enum import Enum
 from typing import Protocol, cast
 
-from live_bridge.http.answer import Answer
+from live_bridge.http.answer import Answer, House
 from live_bridge.http.incoming import SLICE_BYTES, Incoming
-from live_bridge.http.message import Count, Limits, Refusal, Request, error_body, status_line
+from live_bridge.http.message import STATUS_LINES, Count, Limits, Refusal, Request, error_body
 
 HELD_BYTES = 65536
 """Kept of what a client sends while its last request is worked on; more stays in the kernel, and then its leaving is seen late."""
@@ -27,13 +27,14 @@ class Phase(Enum):
     LEAVING = "the client to take the rest and close"
 
 
-class Keeper(Protocol):
+WORK = Phase.WORK
+
+
+class Keeper(House, Protocol):
     """What a connection needs of its server."""
 
     limits: Limits
     count: Count
-    preamble: bytes
-    draining: bool
     tick_s: float  # seconds of the loop's clock when it was last looked at
 
     def opened(self, connection: "Connection") -> bool:
@@ -47,9 +48,6 @@ class Keeper(Protocol):
 
     def start(self, answer: Answer) -> "asyncio.Task[None]":
         """Run the handler."""
-
-    def done(self, answer: Answer, task: "asyncio.Task[None]") -> None:
-        """Look at how a handler ended."""
 
 
 class Connection(asyncio.Protocol):
@@ -90,7 +88,7 @@ class Connection(asyncio.Protocol):
         """Parse, or hold what is pipelined behind a request that is worked on."""
         if self._deaf:
             return
-        if self._phase is not Phase.WORK:
+        if self._phase is not WORK:
             self._feed(data)
             return
         self._held += data
@@ -125,42 +123,41 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parse until a request is whole; hold what is behind it."""
-        if len(data) <= SLICE_BYTES:
-            self._parse(data)
-        else:
-            view = memoryview(data)
-            for place in range(0, len(data), SLICE_BYTES):
-                if self._deaf:
-                    return
-                if self._answer is not None:
-                    self._held += view[place:]
-                    return
-                self._parse(view[place : place + SLICE_BYTES])
+        incoming = self._incoming
+        try:
+            if len(data) <= SLICE_BYTES:
+                self._deaf = not incoming.feed(
+                    data
+                )  # what follows is of another protocol, of which we do as if it had not been asked
+            else:
+                view = memoryview(data)
+                for place in range(0, len(data), SLICE_BYTES):
+                    if self._answer is not None:
+                        self._held += view[place:]
+                        break
+                    self._deaf = not incoming.feed(view[place : place + SLICE_BYTES])
+                    if self._deaf:
+                        break
+        except Refusal as refusal:
+            self._refuse(refusal)
         if self._answer is None and not self._deaf:
             self._wait()
 
-    def _parse(self, data: bytes | memoryview) -> None:
-        try:
-            if not self._incoming.feed(data):
-                self._deaf = True  # the request is answered as if it had not asked for another protocol
-        except Refusal as refusal:
-            self._refuse(refusal)
-
     def _whole(self, request: Request, keep: bool, old: bool) -> None:
-        self._queue.append(Answer(self, request, keep=keep, old=old))
+        answer = Answer(self, self._keeper, request, keep=keep, old=old)
         if self._answer is None:
-            self._next()
+            self._work(answer)
+        else:
+            self._queue.append(answer)
 
-    def _next(self) -> None:
-        """Begin with what is first in the queue."""
-        first = self._queue.popleft()
-        if isinstance(first, Refusal):
-            self._turn_away(first)
-            return
-        self._answer = first
-        self._phase = Phase.WORK
-        self._set_deadline()
-        self._task = self._keeper.start(first)
+    def _work(self, answer: Answer) -> None:
+        self._answer = answer
+        self._phase = WORK
+        if self.full:
+            self._watch_buffer()
+        else:
+            self.deadline_s = NEVER
+        self._task = self._keeper.start(answer)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Refuse what has been read, behind the answers to what came before it; read nothing more."""
@@ -175,7 +172,7 @@ class Connection(asyncio.Protocol):
     def _turn_away(self, refusal: Refusal) -> None:
         body = error_body(refusal.status, refusal.code, str(refusal))
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n"
-        self.put(head % (status_line(refusal.status), len(body), self._keeper.preamble) + body)
+        self.put(head % (STATUS_LINES[refusal.status], len(body), self._keeper.preamble) + body)
         self._close()
 
     # -- answers
@@ -190,14 +187,6 @@ class Connection(asyncio.Protocol):
             self._room = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._room)  # another writer's cancellation is not ours
 
-    def preamble(self) -> bytes:
-        """Headers that every answer carries."""
-        return self._keeper.preamble
-
-    def draining(self) -> bool:
-        """Whether this is to be the last answer."""
-        return self._keeper.draining
-
     def answered(self, *, keep: bool) -> None:
         """Go on to the next request, or close."""
         self._answer = self._task = None
@@ -209,7 +198,11 @@ class Connection(asyncio.Protocol):
     def _go_on(self) -> None:
         """Take the next request."""
         if self._queue:
-            self._next()
+            first = self._queue.popleft()
+            if isinstance(first, Refusal):
+                self._turn_away(first)
+            else:
+                self._work(first)
             return
         if self._held:
             data = bytes(self._held)
@@ -222,10 +215,6 @@ class Connection(asyncio.Protocol):
         if self._paused and len(self._held) <= HELD_BYTES:
             self._paused = False
             self._transport.resume_reading()
-
-    def done(self, answer: Answer, task: "asyncio.Task[None]") -> None:
-        """Look at how a handler ended."""
-        self._keeper.done(answer, task)
 
     def abort(self) -> None:
         """Close at once."""

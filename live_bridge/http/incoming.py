@@ -1,6 +1,7 @@
 """Requests out of bytes: what of HTTP/1.1 is taken, what is refused, and how much of it. Knows no socket and no clock."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import httptools
 
@@ -19,7 +20,7 @@ class Incoming:
 
     __slots__ = (
         "_body", "_chunked", "_chunks", "_expects", "_headers", "_hosts", "_keep", "_length", "_limits", "_method", "_old",
-        "_parser", "_path", "_peer", "_query", "_raw", "_size", "_target", "_turn", "_whole", "in_body",
+        "_parser", "_path", "_peer", "_query", "_raw", "_size", "_sure", "_target", "_turn", "_whole", "in_body",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, peer: str, whole: Whole) -> None:
@@ -30,6 +31,7 @@ class Incoming:
         """
         self._limits, self._peer, self._whole = limits, peer, whole
         self._parser = httptools.HttpRequestParser(self)
+        self._sure = limits.header_bytes - SLICE_BYTES  # so few bytes, and a slice that was begun by another request, are within it
         self._turn = 0
         self._begin()
 
@@ -56,6 +58,7 @@ class Incoming:
         errors   Refusal: nothing more can be read
         """
         turn = self._turn
+        self._raw += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -66,8 +69,8 @@ class Incoming:
             raise
         except httptools.HttpParserError:
             raise _bad("this is not HTTP/1.1") from None
-        if self.in_body or turn == self._turn:
-            self._measure(len(data))
+        if turn == self._turn:
+            self._measure()
         return True
 
     def wants_continue(self) -> bool:
@@ -76,9 +79,8 @@ class Incoming:
         self._expects = False
         return wants
 
-    def _measure(self, size: int) -> None:
-        """Count what the parser keeps for itself, or reads for nothing."""
-        self._raw += size
+    def _measure(self) -> None:
+        """Look at how much the parser keeps for itself, or reads for nothing."""
         if not self.in_body:
             self._check_head(self._raw)
         elif self._raw - len(self._body) - CHUNK_BYTES * self._chunks > self._limits.header_bytes + SLICE_BYTES:
@@ -92,8 +94,8 @@ class Incoming:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or drop a trailer."""
-        self._size += len(name) + len(value) + 4
         if self.in_body:
+            self._size += len(name) + len(value) + 4
             self._check_head(self._size)
             return
         name = name.lower()
@@ -104,23 +106,26 @@ class Incoming:
 
     def on_headers_complete(self) -> None:
         """Check a head."""
-        version = self._parser.get_http_version()
+        parser = self._parser
+        version = parser.get_http_version()
         self._old = version == "1.0"
         if version != "1.1" and not self._old:
             raise Refusal(505, "bad_request", f"HTTP/{version} is not spoken here, HTTP/1.1 is")
-        self._check_head(self._size + len(self._target))
-        self._check_body(self._length)
+        if self._raw > self._sure:
+            self._check_head(sum(len(name) + len(value) + 4 for name, value in self._headers) + len(self._target))
+        if self._length:
+            self._check_body(self._length)
         if self._hosts != 1 and (self._hosts or not self._old):
             raise _bad("a request names its host once")
         if self._old and self._chunked:
             raise _bad("HTTP/1.0 has no transfer codings")
-        self._method = self._parser.get_method().decode()
+        self._method = parser.get_method().decode()
         if self._method == "CONNECT":
             raise Refusal(501, "bad_request", "this is not a proxy")
         self._path, self._query = split_target(self._target, self._method)
-        self._keep = self._parser.should_keep_alive()
+        self._keep = parser.should_keep_alive()
         self.in_body = True
-        self._raw = self._size = 0
+        self._raw = 0
 
     def on_chunk_header(self) -> None:
         """Count a chunk."""
@@ -138,11 +143,13 @@ class Incoming:
 
     def on_message_complete(self) -> None:
         """Hand over a whole request."""
-        request = Request(self._method, self._path, self._query, self._headers, bytes(self._body), self._peer)
-        keep, old = self._keep, self._old
+        body = self._body
+        request = Request(
+            self._method, self._path, self._query, self._headers, body if type(body) is bytes else bytes(body), self._peer
+        )
         self._turn += 1
         self._begin()
-        self._whole(request, keep, old)
+        self._whole(request, self._keep, self._old)
 
     # -- rules
 
@@ -173,6 +180,7 @@ class Incoming:
             raise Refusal(413, "body_too_large", f"the body is longer than {most} bytes")
 
 
+@lru_cache(maxsize=256)
 def split_target(target: bytes, method: str) -> tuple[str, str]:
     """Take a request's target apart into path and query.
 

@@ -201,7 +201,8 @@ class Place(NamedTuple):
     scheme: str
     host: str
     port: int
-    authority: bytes  # for Host
+    origin: str  # the three together
+    host_line: bytes  # the header Host
     target: bytes  # path and query
 
 
@@ -220,7 +221,8 @@ def place_of(url: str) -> Place:
     if not url.isprintable() or " " in url:
         raise ValueError(f"{url!r}: holds a space or a control character; quote it")
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return Place(parts.scheme, parts.hostname, port, parts.netloc.encode(), target.encode())
+    origin = f"{parts.scheme}://{parts.hostname}:{port}"
+    return Place(parts.scheme, parts.hostname, port, origin, b"host: %b\r\n" % parts.netloc.encode(), target.encode())
 
 
 def header_of(headers: Headers, name: bytes) -> bytes | None:
@@ -236,16 +238,13 @@ def header_bytes(headers: Headers) -> bytes:
 
     errors   ValueError when one would begin a line of its own
     """
-    lines = [b"%b: %b\r\n" % pair for pair in headers if pair[0] not in FRAMING]
-    text = b"".join(lines)
-    if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines) or b"\0" in text:
+    lines = [name + b": " + value for name, value in headers if name not in FRAMING]
+    lines.append(b"")
+    text = b"\r\n".join(lines)
+    ends = len(lines) - 1
+    if text.count(b"\n") != ends or text.count(b"\r") != ends or b"\0" in text:
         raise ValueError("headers: a name or value holds a line break or NUL")
     return text
-
-
-def status_line(status: int) -> bytes:
-    """Write the first line of an answer."""
-    return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 def error_body(status: int, code: str, message: str) -> bytes:

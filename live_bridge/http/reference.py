@@ -310,7 +310,7 @@ class AiohttpClient:
         header_bytes(headers or [])
         pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers or [] if name not in FRAMING]
         if header_of(headers or [], b"host") is None:
-            pairs.append(("host", place.authority.decode()))
+            pairs.append(("host", place.host_line.decode().split()[1]))
         host = address or place.host
         host = f"[{host}]" if ":" in host else host
         try:

@@ -20,7 +20,7 @@ class Line(Protocol):
 class Answered:
     """The Reply of one exchange."""
 
-    __slots__ = ("_ahead", "_error", "_line", "_pieces", "_waiter", "done", "error", "head", "headers", "method", "status", "url")
+    __slots__ = ("_line", "ahead", "done", "error", "head", "headers", "method", "pieces", "status", "url", "waiter")
 
     def __init__(self, line: "Line", method: str, url: str) -> None:
         self.status = 0
@@ -29,10 +29,10 @@ class Answered:
         self.method = method
         self.url = url
         self._line: Line | None = line
-        self._pieces: list[bytes] = []
-        self._ahead = 0
+        self.pieces: list[bytes] = []
+        self.ahead = 0
         self.error: HttpError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """Find the first header of this name (lower case)."""
@@ -43,6 +43,9 @@ class Answered:
 
         errors   TooLarge, and the connection is closed; Broken
         """
+        if self.done and self.error is None and self.ahead <= limit_bytes:  # it has all come already
+            pieces, self.pieces, self.ahead = self.pieces, [], 0
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         found, size = [], 0
         async for piece in self:
             size += len(piece)
@@ -60,14 +63,15 @@ class Answered:
 
         errors   Broken when the connection ended too early
         """
-        while not self._pieces:
+        while not self.pieces:
             if self.error is not None:
                 raise self.error
             if self.done:
                 raise StopAsyncIteration
-            await self.change()
-        pieces = self._pieces
-        self._pieces, self._ahead = [], 0
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        pieces = self.pieces
+        self.pieces, self.ahead = [], 0
         if self._line is not None:
             self._line.taken()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -88,22 +92,11 @@ class Answered:
 
     # -- the connection's calls
 
-    async def change(self) -> None:
-        """Wait until something has come."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
     def wake(self) -> None:
         """Tell whoever waits."""
-        waiter = self._waiter
+        waiter = self.waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-    def add(self, piece: bytes) -> int:
-        """Take a piece of the body; returns how many bytes lie here."""
-        self._pieces.append(piece)
-        self._ahead += len(piece)
-        return self._ahead
 
     def finish(self) -> None:
         """The answer is whole."""

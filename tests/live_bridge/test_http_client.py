@@ -119,9 +119,9 @@ def test_a_url_that_cannot_be_asked_is_refused(url: str) -> None:
 
 
 def test_urls_are_taken_apart() -> None:
-    assert place_of("http://a") == ("http", "a", 80, b"a", b"/")
-    assert place_of("https://A.b?c#d") == ("https", "a.b", 443, b"A.b", b"/?c")
-    assert place_of("http://[::1]:81/x?") == ("http", "::1", 81, b"[::1]:81", b"/x")
+    assert place_of("http://a") == ("http", "a", 80, "http://a:80", b"host: a\r\n", b"/")
+    assert place_of("https://A.b?c#d") == ("https", "a.b", 443, "https://a.b:443", b"host: A.b\r\n", b"/?c")
+    assert place_of("http://[::1]:81/x?") == ("http", "::1", 81, "http://::1:81", b"host: [::1]:81\r\n", b"/x")
 
 
 def test_a_header_that_begins_a_line_is_not_sent() -> None:

@@ -12,7 +12,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live_bridge.http.client import Client, Line, Route
+from live_bridge.http.client import Client, Line
 from live_bridge.http.incoming import SLICE_BYTES, Incoming
 from live_bridge.http.message import FRAMING, HttpError, Limits, Refusal, Request, Response
 from live_bridge.http.reply import Answered
@@ -409,7 +409,7 @@ class Still:
 
 async def hear(pieces: list[bytes]) -> tuple[int, list[tuple[bytes, bytes]], bytes] | str:
     """Read an answer with ours; its error, where it is broken."""
-    line = Line(Client(), Route("http", HOST, 80, None, None))
+    line = Line(Client(), "http://a:80")
     transport = Still()
     line.connection_made(transport)  # type: ignore[arg-type]
     reply = Answered(line, "POST", "http://a/")
