@@ -168,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out-s", type=float, default=60.0, help="s of the run that judges (default: %(default)s)")
     parser.add_argument("--mean-prompt", type=float, default=120.0, help="tokens (default: %(default)s)")
     parser.add_argument("--mean-output", type=float, default=80.0, help="tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and lengths, not of the prompts (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -211,7 +211,7 @@ async def _run(args: argparse.Namespace) -> tuple[Calibration, str]:
             kv_blocks = (await served_load(client, args.url, headers, clock)).kv_blocks
         if kv_blocks is None:
             raise ProbeError(f"{args.url}/metrics: does not tell num_gpu_blocks; give --kv-blocks, as the engine's log says it")
-        probe = HttpProbe(client, args.url, args.model or served, clock, headers, args.seed)
+        probe = HttpProbe(client, args.url, args.model or served, clock, headers)
         places = args.max_num_seqs or await served_places(client, args.url, headers, probe)
         limits = Limits(kv_blocks, places, args.max_num_batched_tokens, context)
         plan = Plan(args.load, args.loaded_s, args.held_out_s, args.mean_prompt, args.mean_output, args.seed)

@@ -13,6 +13,7 @@ from live_bridge.backends.answer import DONE, Form, usage_of, words
 from live_bridge.backends.engine import Engine, Job, Size, Ticket
 from live_bridge.backends.metrics import Load
 from live_bridge.backends.question import Question, Refused, question_of
+from live_bridge.backends.verdict import letter, mark
 from live_bridge.clock import Clock
 from live_bridge.http.message import Headers, Request, Response
 from market.profile import Profile
@@ -41,6 +42,8 @@ class Emulated:
         self.engine = Engine(profile, clock)
         self.model = model
         self.context_tokens = BLOCK_TOKENS * profile.kv_blocks
+        self._mark = mark(profile.quality)
+        self._seed = seed
         self._draw = np.random.default_rng(seed)
         self._log_mean = math.log(answer_tokens) - SPREAD * SPREAD / 2.0
         self._interval = stream_interval
@@ -97,18 +100,24 @@ class Emulated:
         number = next(self._answers)
         told = (request.header(b"x-request-id") or b"%d-%d" % (self._began_s, number)).decode("latin-1")
         form = Form(f"{'chatcmpl' if asked.chat else 'cmpl'}-{told}", int(time.time()), self.model, chat=asked.chat)
+        verdict = letter(request.body, self._seed) if asked.chat else None
+        if verdict is not None:
+            sizes = [Size(size.prompt, 1, size.limit) for size in sizes]
         ticket = self.engine.submit(sizes, watched=asked.stream)
         usage = usage_of(sum(asked.prompts), sum(size.output for size in sizes))
         try:
             if asked.stream:
                 response.start(200, EVENTS)
-                await self._stream(ticket, form, number, response)
+                await self._stream(ticket, form, number, response, verdict or self._mark)
                 await response.write((form.usage_event(usage) if asked.usage else b"") + DONE)
                 response.end()
             else:
                 while ticket.left:
                     await ticket.change()
-                texts = [b"".join(words(number + index, job.size.output)).decode() for index, job in enumerate(ticket.jobs)]
+                last = verdict or self._mark
+                texts = [
+                    b"".join([*words(number + index, job.size.output - 1), last]).decode() for index, job in enumerate(ticket.jobs)
+                ]
                 response.send(200, JSON, form.whole(texts, [reason_of(job) for job in ticket.jobs], usage))
         finally:
             self.engine.abort(ticket)
@@ -131,8 +140,8 @@ class Emulated:
         drawn = math.ceil(self._draw.lognormal(self._log_mean, SPREAD))
         return Size(prompt, min(max(drawn, asked.least, 1), limit), limit)
 
-    async def _stream(self, ticket: Ticket, form: Form, number: int, response: Response) -> None:
-        """Write each token as an event, and all that have come out together at once."""
+    async def _stream(self, ticket: Ticket, form: Form, number: int, response: Response, last: bytes) -> None:
+        """Write each token as an event, and all that have come out together at once; `last` is an answer's last word."""
         sent = [0] * len(ticket.jobs)
         pieces = [form.pieces(index) for index in range(len(ticket.jobs))]
         while True:
@@ -143,7 +152,10 @@ class Emulated:
                     continue
                 if sent[index] == 0:
                     out.append(form.first(index))
-                out += self._events(form, pieces[index], job, index, words(number + index + sent[index], ready - sent[index]))
+                said = words(number + index + sent[index], ready - sent[index])
+                if ready == job.size.output:
+                    said = [*said[:-1], last]
+                out += self._events(form, pieces[index], job, index, said)
                 sent[index] = ready
             if out:
                 await response.write(b"".join(out))

@@ -12,7 +12,8 @@ from live_bridge.clock import Clock
 from live_bridge.http.message import Headers, HttpClient
 
 TOKENS = range(10, 250)
-"""Ids of tokens that every tokenizer has; prompts of random ones share no prefix that an engine could have kept."""
+"""Ids of tokens that every tokenizer has. Prompts of random ones, never the same twice, share no prefix that an engine has kept: a
+prompt that it knows from an earlier calibration would cost it next to nothing."""
 ANSWER_BYTES = 16 * 2**20
 LOOK_S = 0.02
 MOST_PLACES = 256
@@ -61,17 +62,16 @@ class Probe(Protocol):
 class HttpProbe:
     """An engine behind OpenAI's API."""
 
-    def __init__(self, client: HttpClient, url: str, model: str, clock: Clock, headers: Headers, seed: int) -> None:
+    def __init__(self, client: HttpClient, url: str, model: str, clock: Clock, headers: Headers) -> None:
         """Know whom to ask.
 
         url      without a path
         headers  sent along, such as the engine's own key
-        seed     of the prompts
         """
         self.clock = clock
         self._client, self._url, self._model = client, url.rstrip("/"), model
         self._headers = [*headers, (b"content-type", b"application/json")]
-        self._chance = random.Random(seed)  # noqa: S311 - prompts, not secrets
+        self._chance = random.SystemRandom()
 
     async def ask(self, prompt: int, output: int) -> Timing:
         """As `Probe.ask`; needs an engine that honours ignore_eos, as vLLM and SGLang do."""

@@ -67,7 +67,7 @@ def said(*events: str) -> Handler:
 
 def test_tokens_are_timed_as_they_come() -> None:
     async def main(url: str, client: Client, engine: Emulated) -> None:
-        timing = await HttpProbe(client, url, "m", Clock(), [], 0).ask(100, 20)
+        timing = await HttpProbe(client, url, "m", Clock(), []).ask(100, 20)
         assert (timing.prompt, timing.output) == (100, 20)
         assert engine.engine.totals.prompt == 100
         step_s = (timing.token_s[-1] - timing.token_s[0]) / 19
@@ -78,7 +78,7 @@ def test_tokens_are_timed_as_they_come() -> None:
     emulated(main)
 
 
-def test_prompts_are_random_and_seeded() -> None:
+def test_no_prompt_is_ever_asked_twice() -> None:
     bodies: list[bytes] = []
 
     async def keep(request: Request, response: Response) -> None:
@@ -86,13 +86,13 @@ def test_prompts_are_random_and_seeded() -> None:
         response.send(503, [], b"busy")
 
     async def main(url: str, client: Client) -> None:
-        for seed in (1, 1, 2):
+        for _ in range(3):
             with pytest.raises(ProbeError, match="answers 503: busy"):
-                await HttpProbe(client, url, "m", Clock(), KEY, seed).ask(30, 5)
+                await HttpProbe(client, url, "m", Clock(), KEY).ask(30, 5)
 
     against(keep, main)
     first, second, third = (json.loads(body)["prompt"] for body in bodies)
-    assert first == second != third
+    assert len({tuple(prompt[:16]) for prompt in (first, second, third)}) == 3  # not even a block of them is known
     assert len(set(first)) > 10
 
 
@@ -105,11 +105,11 @@ def test_several_tokens_in_an_event_are_counted_by_its_usage() -> None:
     ]
 
     async def main(url: str, client: Client) -> None:
-        timing = await HttpProbe(client, url, "m", Clock(), KEY, 0).ask(5, 4)
+        timing = await HttpProbe(client, url, "m", Clock(), KEY).ask(5, 4)
         assert timing.output == 4
         assert timing.token_s[1] == timing.token_s[3]
         with pytest.raises(ProbeError, match="sent 4 tokens where 9 were asked for.*ignore_eos"):
-            await HttpProbe(client, url, "m", Clock(), KEY, 0).ask(5, 9)
+            await HttpProbe(client, url, "m", Clock(), KEY).ask(5, 9)
 
     against(said(*events), main)
 
@@ -137,7 +137,7 @@ def test_an_engine_that_breaks_off_cannot_be_measured() -> None:
 
     async def main(url: str, client: Client) -> None:
         with pytest.raises(ProbeError, match=url):
-            await HttpProbe(client, url, "m", Clock(), [], 0).ask(5, 4)
+            await HttpProbe(client, url, "m", Clock(), []).ask(5, 4)
 
     against(broken, main)
 
@@ -155,7 +155,7 @@ def test_an_engine_tells_its_model_its_load_and_its_version() -> None:
 def test_the_places_of_an_engine_are_found_out_by_asking_for_more(places: int) -> None:
     async def main(url: str, client: Client, engine: Emulated) -> None:
         clock = Clock()
-        assert await served_places(client, url, [], HttpProbe(client, url, "m", clock, [], 0)) == places
+        assert await served_places(client, url, [], HttpProbe(client, url, "m", clock, [])) == places
 
     emulated(main, dataclasses.replace(PROFILE, max_num_seqs=places))
 
