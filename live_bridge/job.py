@@ -107,5 +107,5 @@ class Job:
 EVENT_WORDS = ((b"\ndata:", 1), (b"\ndata: [DONE]", -1), (b"\ndata:[DONE]", -1))
 """How lines begin that count as tokens; what an answer quotes stands within a line."""
 LONGEST_WORD = max(len(word) for word, _ in EVENT_WORDS) - 1
-KEEP_BYTES = 262_144
+KEEP_BYTES = 4 << 20
 """What is kept of an answer for a judge."""
