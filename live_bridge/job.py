@@ -11,10 +11,8 @@ LOCAL = "local"
 PEER = "peer"
 FAIL = "fail"
 
-_NOT_PASSED_IN = PRIVATE | frozenset(
-    b"accept-encoding connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
-)
-_NOT_PASSED_OUT = frozenset(b"connection keep-alive transfer-encoding content-length upgrade trailer".split())
+_OF_ONE_HOP = frozenset(b"connection keep-alive transfer-encoding content-length upgrade trailer".split())
+_NOT_PASSED_IN = PRIVATE | _OF_ONE_HOP | frozenset(b"accept-encoding expect host proxy-connection te".split())
 
 
 def passed_in(headers: Headers) -> Headers:
@@ -27,7 +25,7 @@ def passed_in(headers: Headers) -> Headers:
 
 def passed_out(headers: Headers) -> Headers:
     """Headers of an engine's or a peer's answer that the user gets."""
-    return [pair for pair in headers if pair[0] not in _NOT_PASSED_OUT and not pair[0].startswith(b"market-")]
+    return [pair for pair in headers if pair[0] not in _OF_ONE_HOP and not pair[0].startswith(b"market-")]
 
 
 class Job:

@@ -40,21 +40,27 @@ class Upkeep:
         self._decided = decided
         self._ticked_s = core.clock.now()
         self._seen: bool | None = None
+        self._counted: dict[str, int] = {}
         pilot.late = self._follow
 
     async def tick(self) -> None:
         """Look at the engine, then let the mind do its upkeep."""
-        self.look()
         core = self._core
         now = core.clock.now()
         counted = {job.id: job.tokens for job in core.jobs.values() if job.facts.stream and job.tokens}
+        talking = any(job.tokens > self._counted.get(job.id, 0) and not job.executor for job in core.jobs.values())
+        self._counted = counted
+        self.look(talking=talking)
         span_s, self._ticked_s = now - self._ticked_s, now
         core.emit("tick", span_s, counted)
 
-    def look(self) -> None:
-        """Tell the mind what the engine says, or that nothing can be believed, or that it is down or up again."""
+    def look(self, *, talking: bool = False) -> None:
+        """Tell the mind what the engine says, or that nothing can be believed, or that it is down or up again.
+
+        talking   tokens of it have just come: it is up, whatever has become of its metrics
+        """
         core = self._core
-        alive = self._watcher.alive
+        alive = talking or self._watcher.alive
         if alive != self._seen:
             self._seen = alive
             core.emit("up" if alive else "down")

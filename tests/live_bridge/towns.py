@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,7 +11,7 @@ from typing import Any, Self
 
 import yaml
 
-from live_bridge.fleet import Fleet, free_ports, node
+from live_bridge.fleet import Fleet, Member, free_ports, node
 from live_bridge.http.client import Client
 from live_bridge.http.message import Headers, HttpError, Limits, Request, Response
 from live_bridge.http.server import Server
@@ -100,7 +101,7 @@ class Engine:
         self.metrics = lambda: (
             f"vllm:num_requests_running {self.running}\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0.0\n"
         )
-        self.metrics_status = 200
+        self.metrics_status = 200  # 0: no answer
         self._news = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
@@ -122,6 +123,8 @@ class Engine:
 
     async def _handle(self, request: Request, response: Response) -> None:
         if request.path == "/metrics":
+            if not self.metrics_status:
+                await silent(request, response)
             response.send(self.metrics_status, [], self.metrics().encode())
         elif request.path == "/v1/models":
             response.send(200, JSON, b'{"object":"list","data":[{"id":"stub","object":"model"}]}')
@@ -156,8 +159,9 @@ class Engine:
 class Town:
     """Running nodes: their URLs, their folders, and the fleet that holds their processes."""
 
-    def __init__(self, urls: list[str], homes: list[Path], fleet: Fleet, client: Client) -> None:
-        self.urls, self.homes, self.fleet, self.client = urls, homes, fleet, client
+    def __init__(self, members: list[Member], homes: list[Path], fleet: Fleet, client: Client) -> None:
+        self.members, self.homes, self.fleet, self.client = members, homes, fleet, client
+        self.urls = [member.url for member in members]
 
     async def ask(
         self, at: int = 0, *, headers: Headers | None = None, path: str = "/v1/completions", **body: Any
@@ -195,6 +199,16 @@ class Town:
             return await true()
         except HttpError:
             return False
+
+    async def tell(self, at: int, word: int) -> int:
+        """Send node `at` a signal that ends it, and wait; returns its exit status."""
+        name = self.members[at].name
+        os.kill(self.fleet.pids()[name], word)
+        return await self.fleet.gone(name)
+
+    async def revive(self, at: int) -> None:
+        """Start node `at` again, at the same address and with the same home, and wait until it is ready."""
+        await self.fleet.start([self.members[at]])
 
     async def know_each_other(self) -> None:
         """Wait until every node believes all others alive and rich enough to be drawn."""
@@ -244,6 +258,7 @@ async def town(
     async with AsyncExitStack() as stack:
         fleet = await stack.enter_async_context(Fleet(client, ready_s=PATIENCE_S, stop_s=10.0))
         stack.push_async_callback(client.close)
+        members = []
         homes = [folder / f"n{k}" / "home" for k in range(len(engines))]
         for k, engine in enumerate(engines):
             backend = {"kind": "vllm", "url": engine.url, "metrics_s": 0.2, "stale_s": 2.0} | settings.get("backend", {})
@@ -253,7 +268,8 @@ async def town(
             if rogue and k == len(engines) - 1:
                 member = member._replace(words=(sys.executable, "-m", "tests.live_bridge.rogue", *member.words[3:]))
             await fleet.start([member])
-        found = Town(urls, homes, fleet, client)
+            members.append(member)
+        found = Town(members, homes, fleet, client)
         if len(engines) > 1:
             await found.know_each_other()
         yield found
