@@ -128,6 +128,14 @@ class Fleet:
         """Processes that have ended of themselves, with their exit status (negative: the signal that killed them)."""
         return [(member, process.returncode) for member, process in self._running.values() if process.returncode is not None]
 
+    async def gone(self, name: str) -> int:
+        """Wait until a process has ended; returns its exit status (negative: the signal), and its name can be started again."""
+        _, process = self._running[name]
+        status = await process.wait()
+        del self._running[name]
+        self._tell_keeper(-process.pid)
+        return status
+
     def pids(self) -> dict[str, int]:
         """Process ids by name; each is also the id of its group."""
         return {name: process.pid for name, (_, process) in self._running.items()}

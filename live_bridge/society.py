@@ -11,6 +11,7 @@ from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.http.message import HttpClient, HttpError, Response
 from live_bridge.identity import Identity
 from live_bridge.ledger.journal import Receipt
+from live_bridge.ledger.store import StoreError
 from live_bridge.metrics import NodeMetrics
 from live_bridge.peers.addresses import AddressError, Guard
 from live_bridge.peers.envelope import Door, Message
@@ -59,6 +60,8 @@ class Society:
         self.name = ""
         self.models: tuple[str, ...] = ()
         self.leaving = False
+        self.cut_off = False
+        """Whether the ledger is away."""
         core.carry_out |= {"gossip": self._gossip, "lost": self._lost, "stake": self._stake, "unstake": self._unstake}
 
     # -- what is told
@@ -169,10 +172,22 @@ class Society:
     # -- the ledger
 
     async def read_ledger(self) -> None:
-        """Tell the mind what all accounts hold."""
+        """Tell the mind what all accounts hold.
+
+        errors   StoreError, once for each time that the ledger is away
+        """
         if self.purse is None:
             return
-        accounts = await self.purse.accounts()
+        try:
+            accounts = await self.purse.accounts()
+        except StoreError:
+            if not self.cut_off:
+                self.cut_off = True
+                raise
+            return
+        if self.cut_off:
+            self.cut_off = False
+            self._recent.event("the ledger answers again")
         self._core.emit("accounts", [[owner, *held] for owner, held in accounts.items()])
 
     def paid(self, receipt: Receipt) -> None:
