@@ -25,6 +25,8 @@ ANSWER_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MOST_TOKENS = 10_000_000
 NO_OFFER = "an offer has id, prompt_tokens, forecast_tokens and remaining_s, and a new id"
 FRAMES: Headers = [(b"content-type", b"application/x-market-frames")]
+PROMISE_WALL_S = 5.0
+"""The same on the wall, however fast the clock: an escrow is durable, and takes its time on a busy host."""
 PROMISE_S = 10.0
 """Market seconds that accepted work may take to come: an escrow and a hop."""
 HOLD_LEFT_S = 10.0
@@ -131,7 +133,7 @@ class Host:
             return False
         work = core.brain.works[offer.id]
         price = core.brain.price(work) if kind == "guest" else core.brain.belief.terms.judge_fee_micro
-        timer = asyncio.get_running_loop().call_later(max(core.clock.wall_s(PROMISE_S), 1.0), self._broken, offer.id)
+        timer = asyncio.get_running_loop().call_later(max(core.clock.wall_s(PROMISE_S), PROMISE_WALL_S), self._broken, offer.id)
         self._promises[offer.id] = Promise(origin, offer, price, timer)
         return True
 
