@@ -1,6 +1,7 @@
 """Duels with real answers: a second copy is executed, judges read both, their signed votes go to the ledger."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from live_bridge.trade import Trade, request_of
 from live_bridge.view.recent import Recent
 from live_bridge.view.snapshot import Vote as Shown
 
+LOG = logging.getLogger(__name__)
 JUDGE = "/market/v1/judge"
 VERDICT = "/market/v1/verdict"
 SHOWN: dict[str, Shown] = {"A": "A", "B": "B", "abstain": "abstain", "absent": "absent"}
@@ -183,9 +185,11 @@ class Desk:
         }
         try:
             status, said = await self._letters.ask(held.payee, JUDGE, letter, PATIENCE_S)
-        except UnansweredError:
+        except UnansweredError as error:
+            LOG.info("a judge has not voted", extra={"duel": name, "judge": held.payee, "reason": str(error)})
             return None, None
         if status != 200:
+            LOG.info("a judge has not voted", extra={"duel": name, "judge": held.payee, "status": status, "reason": said})
             return None, None
         return vote_of(said, held.payee, self._core.network, name, sides), delivery_of(said)
 
