@@ -80,6 +80,14 @@ def test_an_answer_that_is_no_answer_ends_the_benchmark() -> None:
             assert done.returncode == 1 and done.stdout == "" and "404 Not Found" in done.stderr
 
 
+def test_a_server_that_never_answers_is_waited_for_and_then_named() -> None:
+    words = ["--connections", "1", "--seconds", "0.05"]
+    script = "from benchmarks.gateway import volley; volley.payload = lambda *_, **__: b'GET /'; volley.main()"
+    with servers.engine() as url:
+        done = subprocess.run([sys.executable, "-c", script, url, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"{url}: 0 answers in 1 s over 1 connections; is the machine busy?" in done.stderr
+
+
 def test_a_server_that_closes_ends_the_benchmark() -> None:
     with servers.engine() as url, servers.server("plain", url) as running:
         load_words = ["--connections", "2", "--seconds", "5"]
