@@ -89,10 +89,11 @@ class Book:
             return refusal(checked.order_id.hex(), account, "sequence_used")
         if account not in sheet.money and order.kind != "open":
             return refusal(checked.order_id.hex(), account, "no_account")
+        if account in sheet.money:  # whatever comes of the order, so that balances follow from the journal, not from its groups
+            _mature(sheet, account)
+        sheet.touched_accounts.add(account)
         reason = self._apply[type(order.terms)](sheet, account, order.terms)
         accepted = reason in _ACCEPTED
-        if accepted:
-            sheet.touched_accounts.add(account)
         after = balances(sheet.money[account])
         return receipt_of(self._append(sheet, _entry(sheet, checked, accepted, reason, after)))
 
@@ -113,7 +114,6 @@ class Book:
         reason = _payee(sheet, account, terms.payee)
         if reason:
             return reason
-        _mature(sheet, account)
         if not rules.pay(sheet.money, account, terms.payee, terms.amount_micro):
             return "insufficient_credit"
         sheet.touched_accounts.add(terms.payee)
@@ -125,7 +125,6 @@ class Book:
         reason = _payee(sheet, account, terms.payee)
         if reason:
             return reason
-        _mature(sheet, account)
         if not rules.escrow(sheet.money[account], terms.amount_micro):
             return "insufficient_credit"
         expires_us = sheet.at_us + terms.ttl_us
@@ -138,7 +137,6 @@ class Book:
         reason = _unpayable(hold, account, terms)
         if reason or hold is None:
             return reason
-        _mature(sheet, account)
         rules.settle(sheet.money, account, hold.payee, hold.held_micro, terms.amount_micro)
         delivery = terms.delivery
         digest = delivery.digest if delivery is not None and terms.amount_micro > 0 else ""
@@ -150,11 +148,9 @@ class Book:
         return "disputed" if delivery is not None and delivery.tokens > terms.tokens else ""
 
     def _stake(self, sheet: Sheet, account: str, terms: Stake) -> str:
-        _mature(sheet, account)
         return "" if rules.commit(sheet.money[account], terms.amount_micro) else "insufficient_credit"
 
     def _unstake(self, sheet: Sheet, account: str, terms: Unstake) -> str:
-        _mature(sheet, account)
         free_s = (sheet.at_us + self.founding.unbond_us) / MICROSECONDS
         return "" if rules.release(sheet.money[account], terms.amount_micro, free_s) else "insufficient_stake"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -167,11 +168,54 @@ class Engines(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-def play(dsn: str | None, examples: int, steps: int) -> int:
+class BusyEngines(Engines):
+    """The same, with hours in which hundreds of orders come in."""
+
+    @rule(seed=st.integers(0, 2**32))
+    def a_busy_hour(self, seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(4):
+            kinds = chance.choices(["pay", "hold", "settle", "part", "release", "stake", "unstake"], [3, 4, 4, 2, 1, 2, 2], k=100)
+            moves = [(kind, *chance.choices(range(PEOPLE), k=2), int(10 ** chance.uniform(0, 7.8))) for kind in kinds]
+            orders = [self.people[move[1]].write(self.terms(*move)) for move in moves]
+            self.submit(orders)
+            self.wall.s += chance.uniform(0.0, 30.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_how_orders_are_grouped_changes_nothing(seed: int) -> None:
+    """All in one transaction, or each in its own, at the same moments: the same journal, and an audit that agrees."""
+
+    async def run() -> None:
+        wall = Wall()
+        async with ledger_on(MemoryStore(), wall) as whole, ledger_on(MemoryStore(), wall) as single:
+            chance = random.Random(seed)
+            people = await opened(whole, 3)
+            await opened(single, 3)
+            for turn in range(60):
+                orders = []
+                for k in range(8):
+                    author, other = chance.sample(people, 2)
+                    amount = int(10 ** chance.uniform(0, 6.5))
+                    choices = [
+                        Unstake(amount), Unstake(amount), Stake(amount), Pay(other.identity.id, amount), Pay(author.identity.id, 1),
+                        hold(other, f"h{turn}.{k}", amount, 1 + amount % 50), Settle(f"h{turn - 1}.{k}", 0, 0, None),
+                    ]  # fmt: skip
+                    orders.append(author.write(chance.choice(choices)))
+                receipts = await whole.submit_all(orders)
+                assert [await single.submit(order) for order in orders] == receipts
+                wall.s += chance.uniform(0.0, 40.0)
+            assert await whole.store.state() == await single.store.state()
+            await audit_store(whole.store)
+
+    asyncio.run(run())
+
+
+def play(dsn: str | None, examples: int, steps: int, machine: type[Engines] = Engines) -> int:
     Engines.dsn, Engines.operations = dsn, 0
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     how = settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=quiet)
-    run_state_machine_as_test(Engines, settings=how)
+    run_state_machine_as_test(machine, settings=how)
     return Engines.operations
 
 
@@ -187,7 +231,7 @@ def test_all_three_engines_stay_equal_whatever_is_asked(postgres: str) -> None:
 def test_a_hundred_thousand_operations_leave_three_engines_equal_and_the_sum_constant(postgres: str) -> None:
     done = 0
     while done < 100_000:
-        done += play(postgres, examples=100, steps=50)
+        done += play(postgres, examples=10, steps=30, machine=BusyEngines)
 
 
 def test_all_is_there_after_a_restart(engine) -> None:
