@@ -11,7 +11,20 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from live_bridge.http.message import Request, Response
-from tests.live_bridge.towns import ALWAYS, EVENTS, JSON, NEVER, PATIENCE_S, Engine, broken_off, calm, silent, status, stream, town
+from tests.live_bridge.towns import (
+    ALWAYS,
+    EVENTS,
+    JSON,
+    NEVER,
+    PATIENCE_S,
+    Engine,
+    broken_off,
+    silent,
+    status,
+    steady,
+    stream,
+    town,
+)
 
 MESSAGES = [{"role": "system", "content": "Kurz."}, {"role": "user", "content": [{"type": "text", "text": "Wie heißt du? 🙂"}]}]
 PARAMETERS = {"type": "object", "properties": {"q": {"type": "string"}}}
@@ -108,8 +121,8 @@ def user_of(url: str) -> AsyncOpenAI:
 async def begin(user: AsyncOpenAI, ask: Ask) -> Any:
     """Ask, as the client's documentation has it."""
     if ask.chat:
-        return await user.chat.completions.create(**{"model": "m", "messages": MESSAGES, "max_tokens": 8} | ask.fields)
-    return await user.completions.create(**{"model": "m", "prompt": "Es war", "max_tokens": 8} | ask.fields)
+        return await user.chat.completions.create(**{"model": "stub", "messages": MESSAGES, "max_tokens": 8} | ask.fields)
+    return await user.completions.create(**{"model": "stub", "prompt": "Es war", "max_tokens": 8} | ask.fields)
 
 
 async def told(user: AsyncOpenAI, ask: Ask) -> list[Any]:
@@ -143,7 +156,7 @@ def test_the_client_gets_from_a_node_what_it_gets_from_the_engine(tmp_path: Path
         async with (
             Engine(as_vllm) as mine,
             Engine(as_vllm) as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **calm()) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **steady()) as place,
             user_of(theirs.url) as direct,
             user_of(place.urls[1]) as near,
             user_of(place.urls[0]) as far,
@@ -167,9 +180,9 @@ def test_the_client_gets_from_a_node_what_it_gets_from_the_engine(tmp_path: Path
 def of_the_plain_client(url: str) -> None:
     """The same without asyncio."""
     with OpenAI(base_url=f"{url}/v1", api_key="sk-secret", max_retries=0, timeout=PATIENCE_S) as user:
-        events = user.chat.completions.create(model="m", messages=MESSAGES, stream=True)
+        events = user.chat.completions.create(model="stub", messages=MESSAGES, stream=True)
         assert "".join(event.choices[0].delta.content or "" for event in events) == "".join(TOKENS)
-        assert user.completions.create(model="m", prompt="Es war").choices[0].text == "".join(TOKENS)
+        assert user.completions.create(model="stub", prompt="Es war").choices[0].text == "".join(TOKENS)
 
 
 async def leave(user: AsyncOpenAI, engine: Engine) -> None:
@@ -216,7 +229,7 @@ def test_a_client_that_leaves_or_is_failed_sees_what_it_would_see_at_the_engine(
         async with (
             Engine() as mine,
             Engine() as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **calm()) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **steady()) as place,
         ):
             for at in (1, 0):
                 async with user_of(place.urls[at]) as user:

@@ -2,25 +2,29 @@
 
 import asyncio
 import json
+import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from live_bridge.host import PROMISE_S
 from live_bridge.http.client import Client
 from live_bridge.journal import read
 from live_bridge.replay import replay
 from tests.live_bridge.test_promises_streams import holds
-from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Town, calm, silent, stream, town
+from tests.live_bridge.towns import ALWAYS, NEVER, PATIENCE_S, Engine, Town, silent, steady, stream, town
 
 ROOT = Path(__file__).parents[2]
 EACH = 10
 """Cancels of one kind and distance."""
 HOP_S = 0.1
 OPEN = 0
+CANCELS = 1000
 
 
 def one_at_a_time(folder: Path) -> str:
@@ -138,7 +142,7 @@ def test_sixty_users_leave_in_the_queue_before_the_first_token_and_in_mid_stream
         async with (
             Engine() as mine,
             Engine() as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], profile=one_at_a_time(tmp_path), **calm()) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], profile=one_at_a_time(tmp_path), **steady()) as place,
         ):
             before = files(place)
             await cancel(place, theirs, (before_the_first_token, in_mid_stream))
@@ -159,3 +163,33 @@ def test_sixty_users_leave_in_the_queue_before_the_first_token_and_in_mid_stream
     assert len(paid) == 3 * EACH
     assert paid.count((0, 0)) == 2 * EACH  # nothing was delivered
     assert sum(0 < micro < 1_000_000 and tokens == 3 for micro, tokens in paid) == EACH  # 3 of 8 tokens were
+
+
+@pytest.mark.slow
+def test_a_thousand_users_leave_at_any_moment_and_nothing_leaks(tmp_path: Path) -> None:
+    draw = random.Random(0)
+
+    async def user(place: Town, count: int) -> None:
+        for _ in range(count):
+            task = asking(place, draw.randrange(2))
+            await asyncio.wait({task}, timeout=draw.choice((0.0, 0.003, 0.01, 0.03, 0.1)))
+            if task.done():
+                task.result().close()
+            else:
+                await leave(task)
+
+    async def scene() -> Town:
+        async with (
+            Engine(stream(50, hold=asyncio.Event(), after=3)) as mine,
+            Engine(stream(50, hold=asyncio.Event(), after=3)) as theirs,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **steady(initial_credit=2000)) as place,
+        ):
+            await user(place, 20)  # what a node keeps open it has opened by then
+            before = files(place)
+            await asyncio.gather(*(user(place, CANCELS // 8) for _ in range(8)))
+            await place.until(lambda: at_rest(place), PROMISE_S + PATIENCE_S)  # what was accepted and never sent lapses
+            assert mine.running == theirs.running == 0
+            assert all(now <= then + 32 for now, then in zip(files(place), before, strict=True))
+            return place
+
+    assert_nothing_is_left(asyncio.run(scene()))

@@ -20,10 +20,10 @@ from tests.live_bridge.towns import (
     Script,
     Town,
     broken_off,
-    calm,
     hang_up,
     silent,
     status,
+    steady,
     stream,
     town,
     whole,
@@ -97,7 +97,7 @@ def test_a_killed_executor_is_replaced_before_its_first_token_and_told_of_behind
             Engine(whole()) as mine,
             engines["n1"],
             engines["n2"],
-            town(tmp_path, [mine, *engines.values()], policy=[ALWAYS, NEVER, NEVER], **calm()) as place,
+            town(tmp_path, [mine, *engines.values()], policy=[ALWAYS, NEVER, NEVER], **steady()) as place,
         ):
             await kill_both(place, engines)
             assert mine.asked == []
@@ -120,7 +120,7 @@ FIRST_FAILS = {"500": status(500), "503": status(503), "no answer": hang_up}
 
 def test_an_engine_that_fails_before_its_first_byte_is_asked_once_more_and_never_behind_it(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with Engine() as engine, town(tmp_path, [engine], **calm()) as place:
+        async with Engine() as engine, town(tmp_path, [engine], **steady()) as place:
             for fails in FIRST_FAILS.values():
                 for then in (whole(2), stream(2)):
                     before = len(engine.asked)
@@ -149,7 +149,7 @@ def test_work_that_fails_at_a_peer_is_done_at_home_and_runs_no_more_than_twice(t
         async with (
             Engine() as mine,
             Engine() as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **calm()) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **steady()) as place,
         ):
             for fails in FIRST_FAILS.values():
                 theirs.script, mine.script = fails, whole(2)
@@ -170,7 +170,7 @@ def test_retries_are_a_tenth_of_the_traffic_and_a_reserve(tmp_path: Path) -> Non
     requests = 200
 
     async def scene() -> None:
-        async with Engine(hang_up) as engine, town(tmp_path, [engine], **calm()) as place:
+        async with Engine(hang_up) as engine, town(tmp_path, [engine], **steady()) as place:
             codes = Counter([(await place.ask())[0] for _ in range(requests)])
             assert codes == {502: requests}
             assert requests < len(engine.asked) <= requests + RESERVE + requests // 10
@@ -210,7 +210,7 @@ def test_a_thousand_errors_of_users_cost_no_good_request_its_answer(tmp_path: Pa
         async with (
             Engine() as mine,
             Engine(as_asked) as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **calm(initial_credit=1000)) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **steady(initial_credit=1000)) as place,
         ):
             await ask(place, 1, 600)
             await ask(place, 0, 400)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tests.live_bridge.strangers import Stranger
 from tests.live_bridge.test_promises_streams import holds
-from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Script, Town, broken_off, calm, hang_up, status, stream, town, whole
+from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Script, Town, broken_off, hang_up, status, steady, stream, town, whole
 
 PRICE = 1_000_000
 REFUSED_S = 0.005
@@ -35,7 +35,7 @@ async def at_rest(place: Town) -> bool:
 
 def test_work_without_its_payment_is_refused_at_once_and_reaches_no_engine(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with Engine() as mine, Engine() as theirs, town(tmp_path, [mine, theirs], **calm()) as place:
+        async with Engine() as mine, Engine() as theirs, town(tmp_path, [mine, theirs], **steady()) as place:
             founder, executor = await ids(place)
             rich, poor = await Stranger.of(place, tmp_path / "rich"), await Stranger.of(place, tmp_path / "poor")
             await rich.open()
@@ -74,7 +74,7 @@ def test_work_without_its_payment_is_refused_at_once_and_reaches_no_engine(tmp_p
 
 def test_work_and_answers_that_nobody_asked_for_pay_nothing(tmp_path: Path) -> None:
     async def scene() -> None:
-        async with Engine() as mine, Engine() as theirs, town(tmp_path, [mine, theirs], **calm()) as place:
+        async with Engine() as mine, Engine() as theirs, town(tmp_path, [mine, theirs], **steady()) as place:
             _, executor = await ids(place)
             one, other = await Stranger.of(place, tmp_path / "one"), await Stranger.of(place, tmp_path / "other")
             await one.open()
@@ -139,7 +139,7 @@ def test_an_executor_is_paid_for_what_it_has_delivered_whatever_it_claims(tmp_pa
         async with (
             Engine() as mine,
             Engine() as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], rogue=True, **calm()) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], rogue=True, **steady()) as place,
         ):
             for count, (name, fate) in enumerate(FATES.items(), 1):
                 theirs.script = fate.engine
@@ -165,7 +165,7 @@ def test_an_origin_without_credit_serves_its_users_at_home(tmp_path: Path) -> No
         async with (
             Engine() as mine,
             Engine() as theirs,
-            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **calm(initial_credit=3, stake_rate=0)) as place,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **steady(initial_credit=3, stake_rate=0)) as place,
         ):
             answers = await asyncio.gather(*(place.ask(0) for _ in range(10)))
             assert [code for code, _, _ in answers] == [200] * 10

@@ -229,6 +229,11 @@ def calm(**terms: Any) -> dict[str, Any]:
     return {"terms": {"offer_timeout_s": 15} | terms, "backend": {"stale_s": 30.0}}
 
 
+def steady(**terms: Any) -> dict[str, Any]:
+    """As `calm`, and silence suspects nobody: only a peer that has failed is passed over, until it is heard of again."""
+    return calm(suspect_rounds=100, **{"gossip_s": 0.15} | terms)
+
+
 def market_file(folder: Path, **changes: Any) -> Path:
     """Write terms that differ from conf/market/paper.yaml in some values."""
     values = yaml.safe_load((Path(__file__).parents[2] / "conf" / "market" / "paper.yaml").read_text(encoding="utf-8"))
