@@ -141,7 +141,8 @@ def ask(policy: Policy, observation: np.ndarray, mask: np.ndarray) -> Verdict:
     try:
         action = policy.act(observation, mask)
     except (PolicyError, ValueError, ArithmeticError, IndexError, RuntimeError, MemoryError, *ORT_ERRORS) as error:
-        return Verdict(None, "not_finite" if "finite" in str(error) else "refused")
+        text = str(error)
+        return Verdict(None, "not_finite" if "finite" in text else "wrong_shape" if "shape" in text else "refused")
     levels = np.asarray(action)
     if levels.shape != (1, 3) or levels.dtype.kind != "i" or not ((levels >= 0) & (levels < 5)).all():
         return Verdict(None, "wrong_shape")
