@@ -291,10 +291,16 @@ def settings_of(home: Path, **spoken):
 
 
 def test_settings_say_which_engine(tmp_path: Path, postgres: str) -> None:
+    import asyncpg
+
     async def run() -> None:
+        operator = await asyncpg.connect(postgres)
+        await operator.execute("CREATE DATABASE market")
+        await operator.close()
+        dsn = postgres.replace("@/postgres", "@/market")
         kinds = {}
         for engine in ("memory", "sqlite", "postgres"):
-            spoken = settings_of(tmp_path / engine, ledger__engine=engine, ledger__dsn=postgres if engine == "postgres" else None)
+            spoken = settings_of(tmp_path / engine, ledger__engine=engine, ledger__dsn=dsn if engine == "postgres" else None)
             ledger = await start_ledger(spoken, Identity(b"S" * 32), time.time, [].append)
             kinds[engine] = type(ledger.store).__name__
             await opened(ledger, 1)
