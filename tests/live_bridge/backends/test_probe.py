@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,15 @@ def against(handler: Handler, scenario: Callable[[str, Client], Coroutine[Any, A
     asyncio.run(main())
 
 
-def emulated(scenario: Callable[[str, Client, Emulated], Coroutine[Any, Any, None]], profile: Profile = PROFILE) -> None:
+def emulated(
+    scenario: Callable[[str, Client, Emulated], Coroutine[Any, Any, None]], profile: Profile = PROFILE, patience_s: float = 20.0
+) -> None:
     async def main() -> None:
         engine = Emulated(profile, Clock(), "m")
         server, client = Server(engine.handle, Limits(), lambda event: None), Client()
         port = await server.listen("127.0.0.1", 0)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patience_s):
                 await scenario(f"http://127.0.0.1:{port}", client, engine)
         finally:
             engine.engine.close()
@@ -193,7 +196,7 @@ def test_the_command_calibrates_an_engine_that_listens(tmp_path: Path, capsys: p
         done = await asyncio.create_subprocess_exec(*program(url, words, out))
         assert await done.wait() == 0
 
-    emulated(lambda url, client, engine: asyncio.wait_for(main(url, client, engine), 120))
+    emulated(main, patience_s=180.0)
     profile = profile_named(str(out))
     assert profile.kv_blocks == PROFILE.kv_blocks
     assert profile.a_s == pytest.approx(PROFILE.a_s, rel=0.1)
@@ -202,8 +205,6 @@ def test_the_command_calibrates_an_engine_that_listens(tmp_path: Path, capsys: p
 
 def program(url: str, words: list[str], out: Path) -> list[str]:
     """The command as a process of its own."""
-    import sys
-
     code = (
         "import argparse, sys; from live_bridge.backends import calibrate as c; p = argparse.ArgumentParser(); c.add_arguments(p); "
         "sys.exit(c.run(p.parse_args(sys.argv[1:])))"
