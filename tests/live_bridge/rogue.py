@@ -1,6 +1,5 @@
 """A node that cheats when a request asks it to: `python -m tests.live_bridge.rogue serve --config FILE`. All else is real."""
 
-import asyncio
 import json
 import sys
 
@@ -21,7 +20,6 @@ class Rogue(host.FrameSink):
             self._response.end()
         elif self._cheats("hangs up"):
             self._response.abort()
-            await asyncio.Event().wait()
         elif self._cheats("claims more"):
             await self._response.write(self._encoder.end(self._job.tokens * TIMES))
             self._response.end()
