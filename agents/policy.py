@@ -36,6 +36,8 @@ CARD_VERSION = 1
 CARD_FILE, POLICY_FILE = "card.yaml", "policy.onnx"
 INPUT, OUTPUT = "observation", "logits"
 FOLDER = "policies_trained"
+HOUSE = Path(__file__).resolve().parents[1]
+"""Where the shipped policies are, for programs that run elsewhere."""
 ACTION_LEVELS = {"accept": ACCEPT_LEVELS, "forward": FORWARD_LEVELS, "commit": COMMIT_LEVELS}
 HEADS = len(ACTION_NVEC)
 
@@ -213,7 +215,7 @@ def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
         return _named(text, seed)
     if text.startswith("fixed"):
         return Baseline(text, "policy", "market", LevelsPolicy(text, _levels(text)))
-    for folder in (Path(text), Path(FOLDER) / text):
+    for folder in (Path(text), Path(FOLDER) / text, HOUSE / text, HOUSE / FOLDER / text):
         if folder.is_dir():
             return learned(folder, sample_seed=seed)
     raise PolicyError(f"policies: there is no {text}; {_did_you_mean(text)}")

@@ -13,8 +13,7 @@ from live_bridge import log
 from live_bridge.backends.watcher import Watcher
 from live_bridge.clock import Clock
 from live_bridge.config import NodeSettings, profile_named
-from live_bridge.http.client import Client
-from live_bridge.http.message import Handler, Headers, HttpClient, HttpServer, Limits
+from live_bridge.http.message import Headers, HttpClient, HttpServer, Limits
 from live_bridge.http.server import Server
 from live_bridge.identity import Identity, load
 from live_bridge.ledger.journal import JournalError
@@ -74,26 +73,8 @@ def limits_of(settings: NodeSettings) -> Limits:
     )
 
 
-def server_of(settings: NodeSettings, handler: Handler, count: Callable[[str], None]) -> HttpServer:
-    """The front, by the protocol code that the settings name."""
-    if settings.http == "aiohttp":
-        from live_bridge.http.reference import AiohttpServer
-
-        return AiohttpServer(handler, limits_of(settings), count)
-    return Server(handler, limits_of(settings), count)
-
-
-def client_of(settings: NodeSettings) -> HttpClient:
-    """What asks engines and peers, likewise."""
-    if settings.http == "aiohttp":
-        from live_bridge.http.reference import AiohttpClient
-
-        return AiohttpClient()
-    return Client()
-
-
-def certificates(settings: NodeSettings) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
-    """TLS of the front, and the trust in peers' certificates; None where the settings name none.
+def certificates(settings: NodeSettings) -> tuple[ssl.SSLContext | None, ssl.SSLContext]:
+    """TLS of the front, None where the settings name none; and what is trusted: the system's authorities, and the peers'.
 
     errors   Slipped for a file that cannot be used
     """
@@ -103,9 +84,12 @@ def certificates(settings: NodeSettings) -> tuple[ssl.SSLContext | None, ssl.SSL
         if said.certificate is not None:
             front = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             front.load_cert_chain(said.certificate, said.key)
-        return front, ssl.create_default_context(cafile=said.peer_ca) if said.peer_ca else None
+        trust = ssl.create_default_context()
+        if said.peer_ca is not None:
+            trust.load_verify_locations(said.peer_ca)
     except (OSError, ssl.SSLError) as error:
         raise Slipped(f"tls: {said.certificate or said.peer_ca}: cannot be used: {error}") from None
+    return front, trust
 
 
 def engine_key(settings: NodeSettings) -> Headers:
@@ -210,7 +194,7 @@ async def launched(settings: NodeSettings, client: HttpClient, home: Path) -> "L
     from live_bridge.backends.launch import Launched, LaunchError, command
 
     try:
-        words = command(said.interpreter, said.launch, said.url, said.launch_args)
+        words = command(said.interpreter, said.launch, said.url, [str(word) for word in said.launch_args])
         engine = Launched(words, said.url, home / "engine.log", {})
         await engine.start()
     except LaunchError as error:

@@ -15,13 +15,15 @@ class Job(NamedTuple):
     examples: tuple[str, ...]
 
 
+EXTRA = {"aiohttp", "asyncpg", "httptools", "nacl", "orjson", "prometheus_client", "uvloop"}
+"""What pyproject.toml's extra `live` installs."""
 JOBS = {
     "serve": Job(
         "live_bridge.serve",
         "run one node: a provider with its engine, a policy that decides, and peers",
         (
             "live_bridge serve --policy policies_trained/ppo_wwwserve --backend http://127.0.0.1:8000",
-            "live_bridge serve --backend http://127.0.0.1:8001 --join http://peer:9000 --listen 0.0.0.0:9000",
+            "live_bridge serve --join http://10.0.0.7:9000 --listen 10.0.0.8:9000 peers.allow=[10.0.0.0/24]",
             "live_bridge serve --backend emulated --profile l4_qwen3_8b speed=20",
         ),
     ),
@@ -75,7 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] not in JOBS:
         return _no_job(words)
     job = JOBS[words[0]]
-    module = importlib.import_module(job.module)
+    try:
+        module = importlib.import_module(job.module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRA:
+            raise
+        sys.stderr.write(f"live_bridge {words[0]}: needs {error.name}; pip install -e '.[live]' (or make up)\n")
+        return 2
     parser = Parser(
         prog=f"live_bridge {words[0]}",
         description=job.meaning,

@@ -33,7 +33,7 @@ class BackendSettings:
     first_byte_s: Positive
     launch: str | None
     interpreter: str
-    launch_args: list[str]
+    launch_args: list[str | int | float]
     seed: Count
 
 
@@ -135,7 +135,9 @@ class NodeSettings:
     def __post_init__(self) -> None:
         if self.speed != 1.0 and self.backend.kind != "emulated":
             raise ValueError(f"speed must be 1 with a real engine (backend.kind is {self.backend.kind}), got {self.speed:g}")
-        self.address()
+        host, _ = self.address()
+        if host in {"0.0.0.0", "::", "*"} and self.advertise is None:  # noqa: S104 - what is refused
+            raise ValueError(f"advertise must be a URL at which peers reach this node, since it listens on {host}: all addresses")
         if not NETWORK.fullmatch(self.network):
             raise ValueError(f"network must be 1 to 64 of A-Z a-z 0-9 . _ -, got {self.network!r}")
         urls = [("backend.url", self.backend.url), ("ledger.url", self.ledger.url), *(("join", url) for url in self.join)]

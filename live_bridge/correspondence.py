@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from ssl import SSLContext
 
 import orjson
 
@@ -20,19 +19,15 @@ class UnansweredError(OSError):
 class Correspondence:
     """Messages to peers and their replies."""
 
-    def __init__(
-        self, door: Door, guard: Guard, client: HttpClient, where: Callable[[str], str | None], tls: SSLContext | None
-    ) -> None:
+    def __init__(self, door: Door, guard: Guard, client: HttpClient, where: Callable[[str], str | None]) -> None:
         """Take what signs, what checks addresses, and what knows them.
 
         where   URL of a peer by its id
-        tls     trust in peers' certificates; None: the system's
         """
         self._door = door
         self._guard = guard
         self._client = client
         self._where = where
-        self._tls = tls
 
     async def ask(self, peer: str, path: str, letter: object, patience_s: float) -> tuple[int, object]:
         """Send a letter and read the answer: status and parsed JSON.
@@ -87,7 +82,6 @@ class Correspondence:
                 address=pinned.ip,
                 connect_s=patience_s,
                 first_byte_s=patience_s,
-                tls=self._tls,
             )
         except ConnectFailed:
             self._guard.unpin(url)  # its name may stand for another address by now, which is checked anew

@@ -16,7 +16,6 @@ LOG = logging.getLogger(__name__)
 RETRY_SHARE = 0.1
 """Executions beyond the first, as a share of requests: a retry that always happens doubles the load when it hurts most."""
 RETRY_SAVED = 10.0
-EXECUTIONS_MOST = 2
 
 
 class Budget:
@@ -41,15 +40,27 @@ class Gateway:
     """Answers users' requests: tells the mind, waits for its decree, relays, and tells it how that ended."""
 
     def __init__(
-        self, core: Core, relay: Relay, trade: Trade, metrics: NodeMetrics, portrait: Portrait, default_max_tokens: int
+        self,
+        core: Core,
+        relay: Relay,
+        trade: Trade,
+        metrics: NodeMetrics,
+        portrait: Portrait,
+        default_max_tokens: int,
+        retries: int,
     ) -> None:
-        """Take what does the work; `default_max_tokens` are forecast for a request that states no limit."""
+        """Take what does the work.
+
+        default_max_tokens  forecast for a request that states no limit
+        retries             further executions when one fails before its first byte
+        """
         self._core = core
         self._relay = relay
         self._trade = trade
         self._metrics = metrics
         self._portrait = portrait
         self._default_max_tokens = default_max_tokens
+        self._most = 1 + retries
         self._budget = Budget()
         self.draining = False
 
@@ -101,7 +112,7 @@ class Gateway:
                 return "failed"
             if outcome != BROKE:
                 return outcome
-            if job.executions >= EXECUTIONS_MOST or not self._budget.spend():
+            if job.executions >= self._most or not self._budget.spend():
                 refuse(response, 502, "no executor could answer", "executor_failed")
                 return "failed"
             self._again(job, kind, rest)

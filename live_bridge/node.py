@@ -21,6 +21,7 @@ from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.desk import Desk
 from live_bridge.gateway import Gateway
 from live_bridge.host import Host
+from live_bridge.http import client_of, server_of
 from live_bridge.http.message import HttpError, HttpServer
 from live_bridge.journal import Journal
 from live_bridge.ledger.journal import Founding, Receipt
@@ -102,14 +103,14 @@ class Node:
         self.identity = assembly.identity_of(self._home)
         self.name = self.settings.name or self.identity.id[:8]
         front, trust = assembly.certificates(self.settings)
-        self.client = assembly.client_of(self.settings)
+        self.client = client_of(self.settings.http, trust)
         self.guard = Guard(self.settings.peers.allow, MOST_NAMES, LOOK_UP_S)
         engine = await self._start_engine()
         try:
             self._make_mind()
-            self._make_market(trust)
+            self._make_market()
             await self._meet_engine()
-            server = assembly.server_of(self.settings, self.router.handle, self.metrics.http_error)
+            server = server_of(self.settings.http, self.router.handle, assembly.limits_of(self.settings), self.metrics.http_error)
             await self._open(server, front)
             await self._live(server)
         finally:
@@ -143,7 +144,7 @@ class Node:
         self.relay = Relay(self.client, self.engine_url, assembly.engine_key(settings), backend.connect_s, backend.first_byte_s)
         self.watcher = assembly.watcher_of(settings, self.client, self.engine_url, self.clock, self.metrics.reading)
 
-    def _make_market(self, trust: object) -> None:
+    def _make_market(self) -> None:
         """Make what deals with peers and users."""
         settings, core = self.settings, self.core
         ttl_s = settings.peers.message_ttl_s
@@ -159,7 +160,7 @@ class Node:
             core.brain.belief.is_member,
             self.metrics.refused,
         )
-        letters = Correspondence(door, self.guard, self.client, self._where, trust)  # type: ignore[arg-type]
+        letters = Correspondence(door, self.guard, self.client, self._where)
         self.portrait = Portrait(core, self.directory, self.pilot, self.recent, self.metrics, self.name)
         self.society = Society(core, self.identity, self.directory, door, letters, self.metrics, self.recent, self.spawn)
         self.society.name = self.name
@@ -169,7 +170,15 @@ class Node:
         self.desk = Desk(core, self.trade, letters, lambda: self.purse, self.metrics, self.recent, self.spawn)
         self.bench = Bench(core, self.host, self.relay, self.identity, self._model, settings.duels.by)
         self.bench.willing = settings.duels.judge
-        self.gateway = Gateway(core, self.relay, self.trade, self.metrics, self.portrait, settings.users.default_max_tokens)
+        self.gateway = Gateway(
+            core,
+            self.relay,
+            self.trade,
+            self.metrics,
+            self.portrait,
+            default_max_tokens=settings.users.default_max_tokens,
+            retries=settings.peers.retries,
+        )
         self.users = Users(Path(settings.users.keys_file)) if settings.users.keys_file else None
         self.upkeep = Upkeep(core, self.pilot, self.watcher, self.metrics, self.portrait.decided)
         self.router = Router(self)

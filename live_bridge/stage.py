@@ -150,7 +150,7 @@ def members(stage: Stage, episode: Episode, policy: str, folder: Path) -> list[M
             "control_s": episode.control_s,
             "tick_s": episode.tick_s,
             "speed": stage.speed,
-            "backend": _backend(stage, i, ports[count + i]) | {"first_byte_s": episode.horizon_s, "seed": len(episode.places) * episode.seed + i},
+            "backend": _backend(stage, i, ports[count + i]) | {"first_byte_s": episode.horizon_s, "seed": count * episode.seed + i},
             # work is paid for, and a duel waits, as long as in the simulator
             "ledger": {"hold_ttl_s": 2.0 * episode.horizon_s},
             "duels": {"deadline_s": episode.terms["duel_ttl_s"]},

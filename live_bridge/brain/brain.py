@@ -145,7 +145,7 @@ class Brain:
                 return [["ask", work.id, self.belief.ids[peer], self.price(work)]]
         if work.kind == COPY:
             del self.works[work.id]
-            return [["drop", work.id]]
+            return [["drop", work.id], *self.contests.answered(work, 0)]
         provider.note_offer(self.node, 0)
         u = self.belief.chance(MARKET) if self.node.p_queue < 1.0 else 0.0
         placed = 1 if provider.place_refused(self.node, u) == provider.LOCAL else 0
@@ -188,8 +188,8 @@ class Brain:
             self.engine.end(work)
         if work.kind != USER:
             del self.works[work_id]
-            return self.contests.answered(work, 0, now)
-        out = self.contests.answered(work, 0, now)
+            return self.contests.answered(work, 0)
+        out = self.contests.answered(work, 0)
         work.state = OFFERED
         work.peer = NONE
         return [*out, *self._dispatch(work, now)]
@@ -245,7 +245,7 @@ class Brain:
             node.spend_micro += self.price(work)
             if work.kind == USER:
                 provider.note_delegated(node, latency_s)
-        return [*self.contests.answered(work, ok, now), *self.line.feed()]
+        return [*self.contests.answered(work, ok), *self.line.feed()]
 
     def _load(self, now: float, running: int, waiting: int, usage: float) -> list[Command]:
         """A fresh reading of the engine."""

@@ -42,7 +42,7 @@ class Contests:
         self.open[work.id] = Contest(work.id, work.id, copy.id, now)
         return copy
 
-    def answered(self, work: Work, ok: int, now: float) -> list[Command]:
+    def answered(self, work: Work, ok: int) -> list[Command]:
         """One of the two is over; with both answers in, judges are drawn."""
         contest = self.open.get(work.duel) if work.duel else None
         if contest is None or work.kind not in {USER, COPY}:

@@ -1,5 +1,6 @@
 """HTTP on both sides of a node: our own protocol code over httptools, and the same interface over aiohttp as its reference."""
 
+from ssl import SSLContext
 from typing import Literal
 
 from live_bridge.http.client import Client
@@ -18,10 +19,10 @@ def server_of(kind: Kind, handler: Handler, limits: Limits, count: Count) -> Htt
     return AiohttpServer(handler, limits, count)
 
 
-def client_of(kind: Kind) -> HttpClient:
-    """Make a client by the setting `http`."""
+def client_of(kind: Kind, trust: SSLContext | None = None) -> HttpClient:
+    """Make a client by the setting `http`; `trust` in certificates, None: the system's."""
     if kind == "own":
-        return Client()
+        return Client(trust=trust)
     from live_bridge.http.reference import AiohttpClient
 
-    return AiohttpClient()
+    return AiohttpClient(trust=trust)

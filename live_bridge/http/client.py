@@ -227,15 +227,15 @@ class Line(asyncio.Protocol):
 class Client:
     """Asks other servers."""
 
-    def __init__(self, kept_s: float = KEPT_S, kept: int = KEPT) -> None:
-        """Say how long and how many idle connections are kept to one place."""
+    def __init__(self, kept_s: float = KEPT_S, kept: int = KEPT, trust: ssl.SSLContext | None = None) -> None:
+        """Say how long and how many idle connections are kept to one place; `trust` in certificates, None: the system's."""
         self._kept_s, self._kept = kept_s, kept
         self._lines: set[Line] = set()
         self._idle: dict[Route, list[Line]] = {}
         self._tick_s = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
-        self._trust: ssl.SSLContext | None = None
+        self._trust = trust
         self._closed = False
 
     async def request(

@@ -288,9 +288,10 @@ class AiohttpReply:
 class AiohttpClient:
     """Asks other servers."""
 
-    def __init__(self, kept_s: float = KEPT_S) -> None:
-        """Say how long idle connections are kept."""
+    def __init__(self, kept_s: float = KEPT_S, trust: ssl.SSLContext | None = None) -> None:
+        """Say how long idle connections are kept; `trust` in certificates, None: the system's."""
         self._kept_s = kept_s
+        self._trust = trust
         self._session: aiohttp.ClientSession | None = None
 
     async def request(
@@ -322,7 +323,7 @@ class AiohttpClient:
                     data=body if body or method in WITH_BODY else None,
                     allow_redirects=False,
                     server_hostname=place.host if place.scheme == "https" else None,
-                    ssl=tls or True,
+                    ssl=tls or self._trust or True,
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
                 )
         except (aiohttp.ClientError, OSError) as error:
