@@ -276,8 +276,9 @@ def test_a_copy_that_nobody_takes_is_dropped_and_the_user_is_served_all_the_same
     brain = mind(policy=ALWAYS, peers=("ann",), terms=replace(TERMS, duel_rate=1.0))
     brain.on(["arrive", 1.0, "r", 100, 50])
     commands = brain.on(["answer", 1.0, "r", "ann", "yes"])
-    assert commands == [["send", "r", "ann"], ["copy", "r", "r:copy"], ["drop", "r:copy"]]
+    assert commands == [["send", "r", "ann"], ["copy", "r", "r:copy"], ["drop", "r:copy"], ["duel_off", "r"]]
     assert list(brain.works) == ["r"]
+    assert brain.contests.open == {}
 
 
 # -- what is known of the engine
