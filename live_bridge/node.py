@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import time
@@ -111,8 +112,11 @@ class Node:
             self._make_market()
             await self._meet_engine()
             server = server_of(self.settings.http, self.router.handle, assembly.limits_of(self.settings), self.metrics.http_error)
-            await self._open(server, front)
-            await self._live(server)
+            try:
+                await self._open(server, front)
+                await self._live(server)
+            finally:
+                await assembly.settled(server)
         finally:
             await self._close(engine)
 
@@ -197,7 +201,8 @@ class Node:
         try:
             bound = await server.listen(host, port, front)  # type: ignore[arg-type]
         except OSError as error:
-            raise Slipped(f"listen: {host}:{port}: cannot be used: {error.strerror or error}; choose another port") from None
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise Slipped(f"listen: {host}:{port}: cannot be used: {reason}; choose another") from None
         shown = f"[{host}]" if ":" in host else host
         scheme = "https" if front else "http"
         self.address = self.settings.advertise or f"{scheme}://{shown}:{bound}"
