@@ -215,10 +215,18 @@ def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
         return _named(text, seed)
     if text.startswith("fixed"):
         return Baseline(text, "policy", "market", LevelsPolicy(text, _levels(text)))
-    for folder in (Path(text), Path(FOLDER) / text, HOUSE / text, HOUSE / FOLDER / text):
-        if folder.is_dir():
-            return learned(folder, sample_seed=seed)
+    folder = folder_of(text)
+    if folder is not None:
+        return learned(folder, sample_seed=seed)
     raise PolicyError(f"policies: there is no {text}; {_did_you_mean(text)}")
+
+
+def folder_of(name: str) -> Path | None:
+    """Find the folder of a policy: by its path, in FOLDER here, or among those that are shipped; None for a policy without one."""
+    if name in KINDS or name.startswith("fixed"):
+        return None
+    places = (Path(name), Path(FOLDER) / name, HOUSE / name, HOUSE / FOLDER / name)
+    return next((place for place in places if place.is_dir()), None)
 
 
 def learned(folder: str | Path, *, sample_seed: int | None = 0) -> Baseline:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.policy import CARD_FILE, FOLDER, ORT_ERRORS, POLICY_FILE, Baseline, Policy, PolicyError, load
+from agents.policy import CARD_FILE, ORT_ERRORS, POLICY_FILE, Baseline, Policy, PolicyError, folder_of, load
 
 PATIENCE_S = 0.05
 """Seconds on the wall that a decision may take: it is some microseconds of work."""
@@ -157,10 +157,9 @@ def fenced(name: str, seed: int) -> Baseline:
 
     errors   PolicyError
     """
-    for folder in (Path(name), Path(FOLDER) / name):
-        if folder.is_dir():
-            _look_at(folder)
-            break
+    folder = folder_of(name)
+    if folder is not None:
+        look_at(folder)
     try:
         found = load(name, seed=seed)
     except (OSError, MemoryError, RecursionError, *ORT_ERRORS) as error:
@@ -173,7 +172,7 @@ def fenced(name: str, seed: int) -> Baseline:
     return found
 
 
-def _look_at(folder: Path) -> None:
+def look_at(folder: Path) -> None:
     """Refuse files that are no plain ones, too large to be a policy's, or made to read others: they are not even opened as such."""
     for name, most in MOST_BYTES.items():
         path = folder / name

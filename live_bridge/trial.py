@@ -8,12 +8,11 @@ import hashlib
 import os
 import resource
 import sys
-from pathlib import Path
 
 import numpy as np
 
-from agents.policy import CARD_FILE, FOLDER, POLICY_FILE, PolicyError
-from live_bridge.pilot import ask, fenced
+from agents.policy import CARD_FILE, POLICY_FILE, PolicyError, folder_of
+from live_bridge.pilot import ask, fenced, look_at
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 
@@ -66,17 +65,21 @@ async def _run(name: str) -> None:
 
 
 def digest_of(name: str) -> str:
-    """SHA-256 of a policy's files; empty for a policy without a folder, or one that is not whole."""
-    for folder in (Path(name), Path(FOLDER) / name):
-        if folder.is_dir():
-            digest = hashlib.sha256(str(folder.resolve()).encode())
-            for file in (folder / CARD_FILE, folder / POLICY_FILE):
-                if not file.is_file():
-                    return ""
-                with file.open("rb") as content:
-                    digest.update(hashlib.file_digest(content, "sha256").digest())
-            return digest.hexdigest()
-    return ""
+    """SHA-256 of a policy's files; empty for a policy without a folder, or one that is not whole.
+
+    errors   PolicyError for files that are not even looked into
+    """
+    folder = folder_of(name)
+    if folder is None:
+        return ""
+    look_at(folder)
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for file in (folder / CARD_FILE, folder / POLICY_FILE):
+        if not file.is_file():
+            return ""
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def main(words: list[str]) -> int:

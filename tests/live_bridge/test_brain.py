@@ -392,6 +392,21 @@ EVENTS = st.lists(
 )
 
 
+ANSWERED_IN = {"yes": "offered", "no": "offered", "silent": "offered", "broke": "remote"}
+"""State of work in which an answer about it can come."""
+
+
+def _happens(kind: str, work: Work, now: float, peer: str, size: int) -> tuple[Any, ...]:
+    """An event about `work` that its state allows; else nothing."""
+    if ANSWERED_IN.get(kind) == work.state:
+        return "answer", now, work.id, peer, kind
+    if kind == "begin" and work.state == "promised":
+        return "begin", now, work.id
+    if kind == "retry" and work.kind == USER and work.state in {"running", "remote"}:
+        return "retry", now, work.id
+    return ("end", now, work.id, size % 2, 1.0) if kind == "end" else ()
+
+
 def _life(events: list[tuple[str, int, int]], terms: Any = TERMS) -> list[Any]:
     """Make a plausible life of random choices: [event, commands] in order; all that is open is ended at last."""
     brain = mind(terms=terms, profile=replace(PROFILE, max_num_seqs=4), peers=("ann", "ben", "cas", "dan", "eve"))
@@ -412,22 +427,16 @@ def _life(events: list[tuple[str, int, int]], terms: Any = TERMS) -> list[Any]:
             on("arrive", now, f"r{serial}", size, size)
         elif kind == "offered":
             on("offered", now, f"g{serial}", PEERS[pick % 3], [size, size], 200.0, "guest")
-        elif kind == "begin" and work and work.state == "promised":
-            on("begin", now, work.id)
-        elif kind in {"yes", "no", "silent"} and work and work.state == "offered":
-            on("answer", now, work.id, asked[work.id], kind)
-        elif kind == "broke" and work and work.state == "remote":
-            on("answer", now, work.id, asked[work.id], kind)
-        elif kind == "retry" and work and work.kind == USER and work.state in {"running", "remote"}:
-            on("retry", now, work.id)
-        elif kind == "end" and work:
-            on("end", now, work.id, size % 2, 1.0)
         elif kind == "tick":
             on("tick", now, 1.0, {})
         elif kind in {"gossip", "down", "up"}:
             on(kind, now)
         elif kind == "decide":
             on("decide", now, pick % 5, size % 5, serial % 5)
+        elif work is not None:
+            happens = _happens(kind, work, now, asked.get(work.id, ""), size)
+            if happens:
+                on(*happens)
     on("up", now)
     while brain.works:
         on("end", now, next(iter(brain.works)), 0, 1.0)
