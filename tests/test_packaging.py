@@ -14,13 +14,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-ROOMS = {"market", "envs", "agents", "conf"}
-IN_NAME = {"yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra-core", "llvmlite": "numba"}
+ROOMS = {"market", "envs", "agents", "conf", "live_bridge"}
+IN_NAME = {"yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra-core", "llvmlite": "numba", "nacl": "pynacl"}
 """Names of imports that are not names of packages; llvmlite is numba's own."""
 ONLY_ASKED_FOR = {"onnxscript"}
 """Packages that another one imports without asking for them."""
 EXTRA = {"tensorboard", "hydra-joblib-launcher"}
 """Packages of extras, which libraries load by name."""
+ELSEWHERE = {"yarl"}
+"""Packages that another one brings along: aiohttp takes URLs of yarl alone."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def call(installed: Path, cwd: Path, *words: str) -> str:
 def test_the_wheel_holds_every_file_that_a_run_needs_and_no_other(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     folders = [ROOT / room for room in ROOMS]
-    needed = {path for folder in folders for kind in ("*.py", "*.yaml", "*.csv") for path in folder.rglob(kind)}
+    needed = {path for folder in folders for kind in ("*.py", "*.yaml", "*.csv", "*.html") for path in folder.rglob(kind)}
     assert names == {path.relative_to(ROOT).as_posix() for path in needed | set(ROOT.glob("*.py"))}
 
 
@@ -89,6 +91,11 @@ def test_installed_programs_show_their_help_from_elsewhere(module: str, installe
     assert "env=" in text
     assert "wwwserve" in text
     assert not list(tmp_path.iterdir()), "help left a file"
+
+
+def test_the_installed_command_of_the_live_bridge_says_what_it_can_do(installed: Path, tmp_path: Path) -> None:
+    assert "run one node" in call(installed, tmp_path, "-m", "live_bridge", "--help")
+    assert "backend.metrics_s" in call(installed, tmp_path, "-m", "live_bridge", "serve", "--help")
 
 
 def test_an_installed_program_composes_its_settings_from_elsewhere(installed: Path, tmp_path: Path) -> None:
@@ -126,7 +133,9 @@ def test_what_is_imported_is_asked_for_and_what_is_asked_for_is_imported() -> No
     used = {name for name in imported(paths) if name not in ours and name not in sys.stdlib_module_names}
     packages = {IN_NAME.get(name, name.replace("_", "-")).lower() for name in used}
     asked = asked_for(PROJECT["project"]["dependencies"])
-    assert packages - asked == set(), "imported, but not among the dependencies"
+    live = asked_for(PROJECT["project"]["optional-dependencies"]["live"])
+    assert packages - asked - live - ELSEWHERE == set(), "imported, but not among the dependencies"
+    assert live <= packages, "in the extra live, but not imported"
     assert asked - packages == ONLY_ASKED_FOR, "among the dependencies, but not imported"
 
 
@@ -135,7 +144,7 @@ def test_tests_and_benchmarks_find_what_they_import_in_the_dev_extra() -> None:
     paths = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     extras = PROJECT["project"]["optional-dependencies"]
     asked = asked_for(PROJECT["project"]["dependencies"]) | asked_for([name for extra in extras.values() for name in extra])
-    for name in imported(paths) - ours - set(sys.stdlib_module_names):
+    for name in imported(paths) - ours - ELSEWHERE - set(sys.stdlib_module_names):
         package = IN_NAME.get(name, name.replace("_", "-")).lower()
         assert package in asked, f"{name} is imported by tests or benchmarks; add it to the extra dev"
     assert asked >= EXTRA
