@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,9 +21,17 @@ _schemas = itertools.count()
 def _programs() -> Path | None:
     found = shutil.which("initdb")
     if found is not None:
-        return Path(found).parent
+        return Path(found).resolve().parent  # all its programs stand there, though not all may be on the path
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return installed[-1].parent if installed else None
+
+
+def _wait_for(programs: Path, folder: Path) -> None:
+    """Ask until the server answers; it has no other way of saying that it is ready."""
+    until_s = time.monotonic() + 30.0
+    while subprocess.run([f"{programs}/pg_isready", "-q", "-h", str(folder)], check=False).returncode != 0:
+        assert time.monotonic() < until_s, (folder / "log").read_text()
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
@@ -42,15 +51,20 @@ def postgres() -> Iterator[str]:
     def run(*words: str) -> None:
         subprocess.run([*as_owner, *words], check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    control, cluster = f"{programs}/pg_ctl", f"{folder}/cluster"
+    cluster = f"{folder}/cluster"
     run(f"{programs}/initdb", "-D", cluster, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
     options = f"-c listen_addresses= -c unix_socket_directories={folder} -c max_connections=100"
-    run(control, "-D", cluster, "-w", "-o", options, "-l", f"{folder}/log", "start")
-    try:
-        yield f"postgresql://postgres@/postgres?host={folder}"
-    finally:
-        run(control, "-D", cluster, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    # the server ends when our end of the pipe does: not even tests that are killed leave one behind
+    guarded = f"{programs}/postgres -D {cluster} {options} >{folder}/log 2>&1 & cat; kill -TERM $!; wait"
+    with subprocess.Popen([*as_owner, "sh", "-c", guarded], stdin=subprocess.PIPE, cwd="/") as server:
+        try:
+            _wait_for(programs, folder)
+            yield f"postgresql://postgres@/postgres?host={folder}"
+        finally:
+            assert server.stdin is not None
+            server.stdin.close()
+            server.wait(timeout=30)
+            shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
