@@ -35,7 +35,7 @@ FENCE = re.compile(r"^(?:<!--\s*(?P<note>[^>]*?)\s*-->\n)?```[ ]?(?P<language>\w
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 MEASURED = re.compile(r"\bmedians?\b|\d ?[kM]? (?:agent-)?(?:steps|samples|requests|events)/s|±|\d\.\d+ \[", re.IGNORECASE)
-COMMAND = re.compile(r"python -m ([\w.]+)|python train\.py|make [a-z]")
+COMMAND = re.compile(r"python -m ([\w.]+)|python train\.py|make [a-z]|^live_bridge [a-z]", re.MULTILINE)
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
 METRICS_MARKS = ("<!-- metrics: written by `python -m tests.test_docs` -->\n", "<!-- end of metrics -->\n")
 
