@@ -105,8 +105,8 @@ class Purse:
             raise
         if not done:
             self._late.add(asked)
-            self._abandon(asked, terms)
         if not done or isinstance(asked.exception(), StoreError):
+            self._abandon(asked, terms)
             self._told("hold", None)
             return refusal("", self._identity.id, LEDGER_AWAY)
         order, receipt = asked.result()
@@ -119,12 +119,12 @@ class Purse:
 
         async def give_back() -> None:
             try:
-                _, receipt = await asked
+                made = (await asked)[1].accepted
             except StoreError:
-                return
+                made = True  # which is not known
             finally:
                 self._late.discard(asked)
-            if receipt.accepted:
+            if made:
                 await self._insisted(Settle(terms.hold_id, 0, 0, None))
 
         self._spawn(give_back())
@@ -208,8 +208,11 @@ def _side(paid: Paid) -> Side:
     return Side(paid.held.payee, paid.held.hold_id, paid.digest)
 
 
-def duel_won(proof: object, founding: Founding, me: str) -> bool | None:
-    """Read how a duel ended for `me`, by the order and the ledger's receipt for it; None when it proves nothing."""
+def duel_won(proof: object, founding: Founding, me: str) -> tuple[str, bool] | None:
+    """Read how a duel ended for `me`, by the order and the ledger's receipt for it; None when it proves nothing.
+
+    returns   name of the duel, and whether it was won
+    """
     match proof:
         case {"order": order, "receipt": list(parts)} if len(parts) == len(Receipt._fields):
             receipt = Receipt(*parts)
@@ -225,4 +228,4 @@ def duel_won(proof: object, founding: Founding, me: str) -> bool | None:
     if not is_signed(receipt, founding.network, bytes.fromhex(founding.public)):
         return None
     winner = {"won_by_a": terms.executor_a, "won_by_b": terms.executor_b}.get(receipt.code)
-    return None if winner is None or me not in {terms.executor_a, terms.executor_b} else winner == me
+    return None if winner is None or me not in {terms.executor_a, terms.executor_b} else (terms.duel_id, winner == me)

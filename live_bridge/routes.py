@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from live_bridge.node import Node
 
 JSON: Headers = [(b"content-type", b"application/json")]
+MOST_DUELS = 10_000
+"""Duels about own work whose end is remembered."""
 Answer = Callable[[Request, Response], Awaitable[None]]
 
 
@@ -32,6 +34,7 @@ class Router:
 
     def __init__(self, node: "Node") -> None:
         self._node = node
+        self._duels: dict[str, None] = {}
         self._users: dict[tuple[str, str], Answer] = {("POST", path): node.gateway.answer for path in PATHS}
         self._users["GET", "/v1/models"] = node.gateway.models
         self._open: dict[tuple[str, str], Answer] = {
@@ -151,9 +154,14 @@ class Router:
             proof = orjson.loads(message.body)
         except orjson.JSONDecodeError:
             proof = None
-        won = duel_won(proof, node.founding, node.identity.id)
-        if won is None:
+        found = duel_won(proof, node.founding, node.identity.id)
+        if found is None:
             node.host.reply(message, response, 400, {"error": "this proves no duel of this node"})
             return
-        node.core.emit("dueled", int(won))
+        duel, won = found
+        if duel not in self._duels:  # whoever tells a defeat twice makes it no second one
+            self._duels[duel] = None
+            if len(self._duels) > MOST_DUELS:
+                del self._duels[next(iter(self._duels))]
+            node.core.emit("dueled", int(won))
         node.host.reply(message, response, 200, {"noted": True})
