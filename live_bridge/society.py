@@ -15,15 +15,16 @@ from live_bridge.ledger.store import StoreError
 from live_bridge.metrics import NodeMetrics
 from live_bridge.peers.addresses import AddressError, Guard
 from live_bridge.peers.envelope import Door, Message
-from live_bridge.peers.rows import Directory, Heard, News, Row
+from live_bridge.peers.rows import LONGEST_MODEL, LONGEST_NAME, MOST_AGE_S, MOST_MODELS, Directory, Heard, News, Row
 from live_bridge.purse import Purse
 from live_bridge.slip import Slipped
 from live_bridge.view.recent import Recent
 
 GOSSIP, HELLO = "/market/v1/gossip", "/market/v1/hello"
 HELLO_BYTES = 65_536
-LONGEST_NAME = 64
 MET_FILE = "peers"
+MODELS_CHARACTERS = 1000
+"""Of all names of models in a row, which is read only up to a length."""
 MOST_MET = 100
 """Addresses kept for the next life: a node that founded its network finds it again."""
 
@@ -81,10 +82,10 @@ class Society:
             self._identity.public,
             self.address,
             self.name[:LONGEST_NAME],
-            self.models,
+            shown(self.models),
             row.version,
-            max(float(row.wait_s), 0.0),
-            min(max(float(row.usage), 0.0), 1.0),
+            _within(row.wait_s, MOST_AGE_S),
+            _within(row.usage, 1.0),
             0.0 if self.leaving else float(row.accepts),
             row.duels_won,
             row.duels_lost,
@@ -152,11 +153,15 @@ class Society:
         """Write down where peers are."""
         rows = [self._directory.get(peer) for peer in self._core.brain.alive()]
         urls = sorted(row.address for row in rows if row is not None)[:MOST_MET]
-        if urls and urls != self._kept:
-            part = home / f"{MET_FILE}.next"
+        if not urls or urls == self._kept:
+            return
+        self._kept = urls
+        part = home / f"{MET_FILE}.next"
+        try:
             part.write_text("\n".join(urls) + "\n", encoding="ascii")
             part.replace(home / MET_FILE)
-            self._kept = urls
+        except OSError as error:
+            self._recent.event(f"{part}: cannot be written: {error.strerror}")
 
     async def find_again(self, urls: list[str], client: HttpClient, guard: Guard) -> None:
         """Look for the peers of an earlier life; who is not there any more is not missed."""
@@ -219,9 +224,23 @@ def kept(home: Path) -> list[str]:
     """Read where peers were in an earlier life; nothing where that was not written down, or not by a node."""
     try:
         urls = (home / MET_FILE).read_text(encoding="ascii").split()
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         return []
     return urls[:MOST_MET]
+
+
+def shown(models: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of models that fit into a row, from the first on."""
+    out: list[str] = []
+    for name in models:
+        if len(name) <= LONGEST_MODEL and sum(map(len, out)) + len(name) <= MODELS_CHARACTERS:
+            out.append(name)
+    return tuple(out[:MOST_MODELS])
+
+
+def _within(value: float, most: float) -> float:
+    """Bring a number into [0, most]; what is none is the worst."""
+    return min(max(float(value), 0.0), most) if value == value else most  # noqa: PLR0124 - not a number equals nothing
 
 
 def _told(one: Heard) -> list[object]:
