@@ -4,5 +4,7 @@ A node runs the rules as plain Python, in microseconds: it needs neither a compi
 """
 
 import os
+import sys
 
-os.environ["RULES"] = "python"
+if "market.rule" not in sys.modules:  # a process that has loaded the rules has chosen how they run, for its children, too
+    os.environ["RULES"] = "python"
