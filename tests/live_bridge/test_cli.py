@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import logging
 import os
 import re
 import signal
@@ -235,6 +236,15 @@ def test_a_slip_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureF
 def let_go() -> Iterator[None]:
     yield
     TAKEN.close()
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A node in this process logs to a standard error that is the test's own."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    root.handlers[:] = before
 
 
 @pytest.mark.parametrize("slip", ["unknown_key", "bad_value", "no_engine", "no_policy", "nobody_to_join", "key_garbage"])

@@ -167,11 +167,11 @@ def test_a_duel_ends_when_its_judges_hang_or_break(tmp_path: Path, fault: Script
     async def scene(engines: list[Engine]) -> None:
         for k, engine in enumerate(engines):
             engine.script = honest(k, judge=fault)
-        async with market(tmp_path, engines, deadline_s=2.0) as place:
+        async with market(tmp_path, engines, deadline_s=1.0) as place:
             before = (await place.get("/market/v1/state"))["balances"]
             for k in range(3):
                 assert (await place.ask(0, prompt=f"question {k}"))[0] == 200
-            await place.until(lambda: nothing_is_left(place), 2.0 + 6.0)
+            await place.until(lambda: nothing_is_left(place), 1.0 + 7.0)
             assert await place.metric(f'wwwserve_duels_total{{result="{result}"}}') == 3
             assert await place.metric('wwwserve_duels_total{result="settled"}') == 0
             after = (await place.get("/market/v1/state"))["balances"]
@@ -188,10 +188,10 @@ def test_a_duel_ends_when_the_second_executor_hangs_or_breaks(tmp_path: Path, fa
         answers = by_turn(None, fault)
         for k, engine in enumerate(engines):
             engine.script = honest(k, answer=answers)
-        async with market(tmp_path, engines, deadline_s=2.0) as place:
+        async with market(tmp_path, engines, deadline_s=1.0) as place:
             for k in range(3):
                 assert (await place.ask(0, prompt=f"question {k}"))[0] == 200
-            await place.until(lambda: nothing_is_left(place), 2.0 + 6.0)
+            await place.until(lambda: nothing_is_left(place), 1.0 + 7.0)
             assert await place.metric('wwwserve_duels_total{result="called_off"}') == 3
             assert sum(engine.running for engine in engines) == 0
             if fault is hang:
@@ -205,7 +205,7 @@ def test_a_duel_ends_when_the_first_executor_hangs_and_its_user_may_wait_on(tmp_
         answers = by_turn(hang, None)
         for k, engine in enumerate(engines):
             engine.script = honest(k, answer=answers)
-        async with market(tmp_path, engines, deadline_s=2.0) as place:
+        async with market(tmp_path, engines, deadline_s=1.0) as place:
             user = asyncio.create_task(place.ask(0))
 
             async def over() -> bool:
@@ -213,7 +213,7 @@ def test_a_duel_ends_when_the_first_executor_hangs_and_its_user_may_wait_on(tmp_
                 called_off = await place.metric('wwwserve_duels_total{result="called_off"}')
                 return called_off == 1 and (state["duels"], state["works"], state["totals"]["in_flight"]) == (0, 1, 1)
 
-            await place.until(over, 2.0 + 6.0)
+            await place.until(over, 1.0 + 7.0)
             assert not user.done()
             user.cancel()
             await asyncio.gather(user, return_exceptions=True)
@@ -229,10 +229,10 @@ def test_a_request_whose_first_executor_breaks_is_answered_and_no_duel_is_left(t
         answers = by_turn(drop, None)
         for k, engine in enumerate(engines):
             engine.script = honest(k, answer=answers)
-        async with market(tmp_path, engines, deadline_s=2.0) as place:
+        async with market(tmp_path, engines, deadline_s=1.0) as place:
             codes = [(await place.ask(0, prompt=f"question {k}"))[0] for k in range(3)]
             assert codes == [200] * 3
-            await place.until(lambda: nothing_is_left(place), 2.0 + 6.0)
+            await place.until(lambda: nothing_is_left(place), 1.0 + 7.0)
 
     asyncio.run(with_engines(4, scene))
 
@@ -240,7 +240,7 @@ def test_a_request_whose_first_executor_breaks_is_answered_and_no_duel_is_left(t
 @pytest.mark.parametrize("word", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_duel_ends_when_whole_nodes_freeze_or_die(tmp_path: Path, word: signal.Signals) -> None:
     async def scene(engines: list[Engine]) -> None:
-        async with market(tmp_path, engines, deadline_s=2.0, suspect_rounds=50) as place:
+        async with market(tmp_path, engines, deadline_s=1.0, suspect_rounds=50) as place:
             gone = [place.fleet.pids()[f"n{k}"] for k in (3, 4)]
             judged = asyncio.Event()
 
@@ -260,7 +260,7 @@ def test_a_duel_ends_when_whole_nodes_freeze_or_die(tmp_path: Path, word: signal
                     state = await place.get("/market/v1/state")
                     return (state["duels"], state["works"]) == (0, 0) and state["balances"]["escrow"] == 0.0
 
-                await place.until(over, 2.0 + 8.0)
+                await place.until(over, 1.0 + 9.0)
                 assert codes == [200] * 2
                 assert await place.metric('wwwserve_duels_total{result="settled"}') == 0
             finally:

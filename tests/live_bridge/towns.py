@@ -272,8 +272,9 @@ async def town(
             member = node(f"n{k}", folder / f"n{k}", ports[k], values)
             if rogue and k == len(engines) - 1:
                 member = member._replace(words=(sys.executable, "-m", "tests.live_bridge.rogue", *member.words[3:]))
-            await fleet.start([member])
             members.append(member)
+        await fleet.start(members[:1])
+        await fleet.start(members[1:])
         found = Town(members, homes, fleet, client)
         if len(engines) > 1:
             await found.know_each_other()
