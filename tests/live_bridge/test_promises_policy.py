@@ -235,12 +235,17 @@ def test_a_policy_that_fails_in_service_is_replaced_by_the_papers_rules_until_it
                 await place.until(
                     lambda decided=decided: grown(place, 'wwwserve_policy_decisions_total{brain="policy"}', decided + 2)
                 )
-                assert (await snapshot(place))["me"]["brain"] == "policy"
+                await place.until(lambda: steers(place, "policy"))
             await users.stop()
             assert set(users.codes) == {200}
             sys.stdout.write(f"\n{users.codes[200]} requests meanwhile, the slowest {users.slowest_s * 1e3:.0f} ms\n")
 
     asyncio.run(scene())
+
+
+async def steers(place: Town, brain: str) -> bool:
+    """Whether the live page, which is a second old at most, says that `brain` steers."""
+    return bool((await snapshot(place))["me"]["brain"] == brain)
 
 
 async def grown(place: Town, metric: str, least: float) -> bool:
