@@ -31,7 +31,7 @@ class Stranger:
         self.identity = load(home / "stranger.key")
         replays = Replays(home / "messages", Bounds(60.0, 1000, 1000, 4096, 1 << 20), time.time())
         door = Door(self.identity, NETWORK, 30.0, replays, lambda _: None)
-        self._letters = Correspondence(door, Guard(["127.0.0.0/8"], 10, 1.0), place.client, names.get, None)
+        self._letters = Correspondence(door, Guard(["127.0.0.0/8"], 10, 1.0), place.client, names.get)
         self._author = Author(self.identity, ledger.founding.realm)
         self._ledger = ledger
         self._works = 0
