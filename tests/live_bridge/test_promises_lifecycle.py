@@ -199,7 +199,7 @@ async def rounds(tmp_path: Path, schedule: list[str]) -> None:
     """Kill what the schedule says, one after the other, while users ask at all nodes."""
     mortal = Mortal()
     await mortal.begin()
-    terms = {"suspect_rounds": 4, "gone_rounds": 4}
+    terms = {"suspect_rounds": 4, "gone_rounds": 4, "initial_credit": 100_000}  # nobody is too poor to be helped
     settings = {"backend": {"stale_s": 10.0}, "ledger": {"hold_ttl_s": 30}}
     async with Engine() as first, Engine() as last:
         try:
