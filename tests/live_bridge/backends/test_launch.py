@@ -134,8 +134,9 @@ def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 NODE = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell is born deaf to it
 from live_bridge.backends.launch import Launched
 async def main():
     engine = Launched(sys.argv[2:], "http://127.0.0.1:1", Path(sys.argv[1]), {}, grace_s=1.0)
