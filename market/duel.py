@@ -48,6 +48,18 @@ def vote(quality_a, quality_b, scale, u):
 
 
 @rule
+def loyal(honest, judge, a, b):
+    """Bend a vote to a judge's coalition: where exactly one duellist is its fellow, that one gets it.
+
+    honest        the vote that the answers deserve
+    judge, a, b   coalitions of the judge and of the duellists; 0 = none
+    """
+    if judge == 0 or (a == judge) == (b == judge):
+        return honest
+    return FOR_A if a == judge else FOR_B
+
+
+@rule
 def outcome(duel):
     """Count the votes: FOR_A, FOR_B, or NONE on a tie."""
     for_a = 0

@@ -100,7 +100,7 @@ def _half_ways(out, k, x0, half0, x1, half1, x2, half2, x3, half3):
 def _write_load(out, node, engine, profile, oldest_s, slo):
     work = engine.due_tokens + engine.waiting_output + node.queued_output
     out[0] = usage(engine, profile)
-    out[1] = engine.running / profile.max_num_seqs
+    out[1] = engine.running / max(profile.max_num_seqs, 1)
     wait_s = wait_here(node, engine, profile)
     completion_s = forecast_here_after(node, engine, profile, wait_s, node.mean_prompt, node.mean_forecast)
     _half_ways(out, 2, float(engine.waiting + node.queued), 8.0, wait_s, slo, completion_s, slo, oldest_s, slo)

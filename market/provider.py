@@ -178,11 +178,11 @@ def on_offer(node, kv_use, forecast, remaining_s, u_accept):
 
 @rule
 def may_start(node, engine, profile, backlog, placed):
-    """Whether the head of the queue may be handed to the engine: it would start almost at once.
+    """Whether the head of the queue may be handed to the engine: it would start almost at once, and there is an engine.
 
     placed   whether it was decided to run here; undecided work starts only below the usage target
     """
-    return engine.waiting < backlog and (placed == 1 or usage(engine, profile) < node.usage_target)
+    return engine.waiting < backlog and profile.max_num_seqs > 0 and (placed == 1 or usage(engine, profile) < node.usage_target)
 
 
 @rule

@@ -181,7 +181,9 @@ def on_vote(w, n, r, now):
     a = w.profile[first + duel.executor_a].quality
     b = w.profile[first + duel.executor_b].quality
     u = chance(w, n, request.executor, MARKET)
-    duel.vote[request.seat] = rules.vote(a, b, w.terms[0].judge_scale, u)
+    honest = rules.vote(a, b, w.terms[0].judge_scale, u)
+    mine = w.place[request.executor].coalition
+    duel.vote[request.seat] = rules.loyal(honest, mine, w.place[duel.executor_a].coalition, w.place[duel.executor_b].coalition)
     duel.pending -= 1
     if duel.pending == 0:
         _settle(w, n, k)

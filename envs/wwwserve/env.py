@@ -65,6 +65,12 @@ the engines' coefficients. `reset(seed=s)` starts the first episode of seed s, t
 `reset()` goes on with the next episode of the seed in use, and, where none was given yet, begins with one that chance chooses.
 `options` are none.
 
+A group of providers says its `standing`: `wealth` is its first credit and stake over those of the market's terms; `engine` is the
+share of the profile's engine that is its own; providers of one `coalition`, as judges, vote for each other. A share stands for one
+of several identities before one engine: it has its share of KV blocks, requests and tokens of an iteration, and what a token costs
+is divided by the share, as if the other identities were as busy. While they are idle the real engine would be faster, in prefill
+by up to 1 / share. With `engine: 0` a provider only asks: nothing runs there, and its forecasts say that nothing ever would end.
+
 ### End
 
 Episodes are truncated for all agents at once, at the scenario's horizon or after `max_cycles` steps; none is terminated.

@@ -2,13 +2,17 @@
 
 from envs.wwwserve.pool import chance, set_wake
 from envs.wwwserve.rounds import next_churn_s
+from envs.wwwserve.serve import close_engine
 from envs.wwwserve.state import BURST, EPISODE, FREE, GOSSIP, NEVER, NONE, PURPOSES, SETUP
 from envs.wwwserve.workload import next_arrival_s, toggle_burst
-from market import gossip, ledger, provider, serving
+from market import gossip, ledger, provider
 from market.action import intent_of_action
 from market.chance import uniform
 from market.rule import rule
 from market.serving import BLOCK_TOKENS
+
+STANDSTILL_S = 1e9
+"""Duration of an iteration of who has no engine: every forecast says that nothing will ever end there."""
 
 
 @rule
@@ -42,6 +46,27 @@ def _set_profile(w, n, p, g):
     target.max_num_seqs = source.max_num_seqs
     target.max_num_batched_tokens = source.max_num_batched_tokens
     target.quality = source.quality
+    _cut(target, place.engine)
+
+
+@rule
+def _cut(target, share):
+    """Leave a provider a share of its engine, as one of several identities that the engine serves alike.
+
+    It has its share of blocks, requests and tokens of an iteration; what a token or request costs is divided by the share,
+    since those of the others are computed beside it. A share of 0 is an engine on which nothing ever runs.
+    """
+    if share == 0.0:
+        target.a_s = STANDSTILL_S
+        target.max_num_seqs = 0
+    elif share < 1.0:
+        target.b_s /= share
+        target.c_s /= share
+        target.d_s /= share
+        target.q_s /= share
+        target.kv_blocks = int(target.kv_blocks * share)
+        target.max_num_seqs = int(target.max_num_seqs * share)
+        target.max_num_batched_tokens = max(int(target.max_num_batched_tokens * share), target.max_num_seqs)
 
 
 @rule
@@ -120,9 +145,9 @@ def _open_provider(w, n, p):
     provider.open_node(w.node[g], 1.0)
     _set_demand(w, n, p, g)
     driver.region = _pick(w, n, p, place.region_first, place.region_count)
-    serving.open_engine(w.engine[g], 0.0)
+    close_engine(w, n, p, 0.0)
     w.engine[g].executed_tokens = 0
-    ledger.open_account(w.account[g], terms.initial_credit_micro, terms.initial_stake_micro)
+    ledger.open_account(w.account[g], place.credit_micro, place.stake_micro)
     intent_of_action(w.node[g], 0, 0, 0)
     driver.due_head = NONE
     driver.due_tail = NONE
@@ -133,7 +158,6 @@ def _open_provider(w, n, p):
     driver.wealth_mark = ledger.wealth(w.account[g])
     driver.decision_s = 0.0
     driver.review_next_s = terms.reoffer_s * chance(w, n, p, SETUP)
-    driver.engine_next_s = NEVER
     w.node[g].online = 1 if place.join_s <= 0.0 else 0
 
 

@@ -11,7 +11,7 @@ from envs.wwwserve.state import KIND, NEVER, PLACE, QUANTILE, SEGMENTS, SETTING,
 from market.profile import Profile
 from market.rule import COMPILED, records
 from market.serving import BLOCK_TOKENS, PROFILE
-from market.terms import Range, Terms, put, to_record
+from market.terms import MICRO, Range, Terms, put, to_record
 from settings import SettingsError, Slip, did_you_mean
 
 Time = Annotated[float, Range(0.0, 1e7, "s")]
@@ -20,6 +20,8 @@ Share = Annotated[float, Range(0.0, 1.0, "share")]
 Weight = Annotated[float, Range(0.0, 1e6, "reward")]
 Count = Annotated[int, Range(1, 100_000, "count")]
 DISPATCHES = ("market", "paper_central", "central")
+LEAST_BLOCKS = 8
+"""KV blocks below which an engine is none (market/profile.py)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Online:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What a provider brings to the market, and whom it holds with."""
+
+    wealth: Annotated[float, Range(0.0, 1e6, "ratio")]  # its first credit and stake over those of the terms
+    engine: Share  # share of the profile's engine that is its own; 0: it has none, and only asks
+    coalition: str | None  # a judge votes for its fellow, whatever the answers are
+
+
+@dataclass(frozen=True)
 class Group:
     """Providers of one sort; each draws its own profile, region and kind of demand, anew each episode."""
 
@@ -83,6 +94,7 @@ class Group:
     kinds: list[str]
     demand: Demand
     online: Online
+    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,11 @@ def _slips(scenario: Scenario, profiles: dict[str, Profile]) -> list[tuple[str, 
     if not scenario.providers:
         out.append(("providers", "must name at least one group of providers"))
     for origin in scenario.delay_s:
+        said = ", ".join(scenario.delay_s[origin]) or "none"
         missing = [other for other in scenario.delay_s if other not in scenario.delay_s[origin]]
-        out += [(f"delay_s.{origin}", f"must say the delay to {other}: no region may be unreachable") for other in missing]
+        out += [
+            (f"delay_s.{origin}", f"must say the delay to {other}, got {said}: no region may be unreachable") for other in missing
+        ]
         strange = [other for other in scenario.delay_s[origin] if other not in scenario.delay_s]
         out += [(f"delay_s.{origin}.{other}", f"is no region; {did_you_mean(other, scenario.delay_s)}") for other in strange]
     for name, kind in scenario.kinds.items():
@@ -159,14 +174,31 @@ def _group_slips(group: Group, scenario: Scenario, profiles: dict[str, Profile])
     leave_s = group.online.leave_s
     if leave_s is not None and leave_s <= group.online.join_s:
         out.append(("online.leave_s", f"must be > join_s = {group.online.join_s:g}, got {leave_s:g}"))
-    return out + _demand_slips(group.demand, scenario.horizon_s)
+    out += _standing_slips(group, [profiles[name] for name in group.profiles if name in profiles])
+    return out + _demand_slips(group.demand, group.count, scenario.horizon_s)
 
 
-def _demand_slips(demand: Demand, horizon_s: float) -> list[tuple[str, str]]:
+def _standing_slips(group: Group, profiles: list[Profile]) -> list[tuple[str, str]]:
+    out: list[tuple[str, str]] = []
+    standing = group.standing
+    if standing.coalition == "":
+        out.append(("standing.coalition", "must be a name, or null for none, got ''"))
+    if standing.engine == 0.0:
+        if group.demand.unit == "share_of_capacity" and group.demand.trace is None:
+            out.append(("demand.unit", "must be requests_per_s where standing.engine = 0, got share_of_capacity"))
+        return out
+    least = max((max(LEAST_BLOCKS / profile.kv_blocks, 1.0 / profile.max_num_seqs) for profile in profiles), default=0.0)
+    if standing.engine < least:
+        rule = f"must leave each profile a request and {LEAST_BLOCKS} KV blocks, so be >= {least:.3g}, or be 0"
+        out.append(("standing.engine", f"{rule}, got {standing.engine:g}"))
+    return out
+
+
+def _demand_slips(demand: Demand, count: int, horizon_s: float) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     if demand.trace is not None:
         try:
-            traces.load(demand.trace)
+            traces.deal(demand.trace, count)
         except ValueError as error:
             out.append(("demand.trace", str(error)))
         return out
@@ -197,6 +229,7 @@ def static_tables(
     choice: list[int] = []
     trace_rows: list[np.ndarray] = []
     place = records(PLACE, scenario.population)
+    coalitions = sorted({group.standing.coalition for group in scenario.providers if group.standing.coalition is not None})
     p = 0
     for group in scenario.providers:
         spans = {}
@@ -204,10 +237,10 @@ def static_tables(
             wanted = {"profile": group.profiles, "region": group.regions, "class": group.kinds}[key]
             spans[key] = (len(choice), len(wanted))
             choice += [table.index(name) for name in wanted]
-        rows = traces.load(group.demand.trace) if group.demand.trace else np.zeros((0, 3))
-        for k in range(group.count):
-            mine = rows[k :: group.count]
+        dealt = traces.deal(group.demand.trace, group.count) if group.demand.trace else [np.zeros((0, 3))] * group.count
+        for mine in dealt:
             _fill_place(place[p], group, spans, sum(map(len, trace_rows)), len(mine))
+            _fill_standing(place[p], group.standing, terms, coalitions)
             trace_rows.append(mine)
             p += 1
     tables = _length_tables([scenario.kinds[name].lengths for name in kinds])
@@ -279,6 +312,13 @@ def _fill_place(place: Any, group: Group, spans: dict[str, tuple[int, int]], tra
         for name, value in zip(("until_s", "low", "high"), row, strict=True):
             column = place[name] if COMPILED else getattr(place, name)
             column[i] = float(value)
+
+
+def _fill_standing(place: Any, standing: Standing, terms: Terms, coalitions: list[str]) -> None:
+    put(place, "credit_micro", round(terms.initial_credit * standing.wealth * MICRO))
+    put(place, "stake_micro", round(terms.initial_stake * standing.wealth * MICRO))
+    put(place, "engine", standing.engine)
+    put(place, "coalition", coalitions.index(standing.coalition) + 1 if standing.coalition is not None else 0)
 
 
 def _setting(scenario: Scenario, networks: int, dispatch: str, log: int, length_rows: int) -> Any:

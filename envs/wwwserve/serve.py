@@ -66,7 +66,12 @@ def on_engine(w, n, p, now):
 
 @rule
 def close_engine(w, n, p, now):
-    """Empty the engine of a provider that has crashed; what it held is the caller's to account for."""
+    """Empty the engine of a provider that begins or has crashed; what it held is the caller's to account for.
+
+    Who has no engine has one that is full.
+    """
     g = n * w.setting[0].providers + p
     serving.open_engine(w.engine[g], now)
+    if w.profile[g].max_num_seqs == 0:
+        w.engine[g].blocks_used = w.profile[g].kv_blocks
     w.driver[g].engine_next_s = NEVER

@@ -92,6 +92,10 @@ PLACE = layout(  # what may stand at a provider's place; one is drawn an episode
     leave_s=float,
     up_s=float,  # mean time online before a crash; NEVER = no churn
     down_s=float,  # mean time offline
+    credit_micro=int,  # at the start
+    stake_micro=int,
+    engine=float,  # share of the profile's engine; 0 = none
+    coalition=int,  # 0 = none
 )
 
 KIND = layout(table=int, slo_s=float, max_tokens=int)

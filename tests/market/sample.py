@@ -90,6 +90,7 @@ class Sample:
         the = one(duel.DUEL, executor_a=0, executor_b=1, judges=3, judge=[2, 3, 4], vote=votes)
         self.note(duel.vote(self.u(), self.u(), 0.3, self.u()), duel.outcome(the[0]))
         self.note(duel.settle(the[0], self.accounts, 0, 200, 100, 50))
+        self.note(duel.loyal(self.whole(2), self.whole(3), self.whole(3), self.whole(3)))
 
     def stake(self) -> None:
         """A draw with one peer left out."""

@@ -161,3 +161,22 @@ def test_the_order_of_the_answers_does_not_matter_to_a_judge() -> None:
 def test_a_hopeless_answer_loses_whatever_the_scale(a: float, b: float, vote: int) -> None:
     for scale in (1e-6, 1.0):
         assert duel.vote(a, b, scale, 0.5) == vote
+
+
+@pytest.mark.parametrize("honest", [FOR_A, FOR_B])
+@pytest.mark.parametrize(
+    ("judge", "a", "b", "bent"),
+    [
+        (0, 0, 0, None),  # nobody holds with anybody
+        (0, 1, 2, None),  # the judge is in no coalition
+        (0, 0, 1, None),
+        (1, 1, 0, FOR_A),
+        (1, 0, 1, FOR_B),
+        (1, 1, 2, FOR_A),  # the other one is of another coalition
+        (1, 1, 1, None),  # both are fellows
+        (1, 2, 2, None),  # none is
+        (1, 0, 0, None),
+    ],
+)
+def test_a_judge_of_a_coalition_votes_for_its_only_fellow(honest: int, judge: int, a: int, b: int, bent: int | None) -> None:
+    assert duel.loyal(honest, judge, a, b) == (honest if bent is None else bent)

@@ -24,13 +24,19 @@ MONEY = ("credit_micro", "stake_micro", "escrow_micro", "unbonding_micro")
 worlds = st.sampled_from([*SCENARIOS, ROUGH, ROUGH, ROUGH])
 
 
+def endowments(batch: Batch) -> np.ndarray:
+    """What each provider of a network begins with, in credits."""
+    ratios = [group.standing.wealth for group in batch.scenario.providers for _ in range(group.count)]
+    return (batch.terms.initial_credit + batch.terms.initial_stake) * np.array(ratios)
+
+
 class Watch:
     """Looks at a batch after each step."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.shape = (batch.networks, batch.providers)
-        self.endowment = round((batch.terms.initial_credit + batch.terms.initial_stake) * 1_000_000) * batch.providers
+        self.endowment = round(float(endowments(batch).sum()) * 1_000_000)
         self.before = np.zeros((3, batch.networks), np.int64)
         self.parts = np.zeros((batch.networks, batch.providers, 4))
 
@@ -98,8 +104,9 @@ def test_the_record_of_an_episode_agrees_with_the_counts_and_rewards(name: str) 
     for n in range(2):
         check_record(batch, rows[rows["network"] == n], {key: int(values[n]) for key, values in totals.items()}, parts[n])
     wealth = batch.accounts()["wealth"]
-    endowment = batch.terms.initial_credit + batch.terms.initial_stake
-    assert (endowment + parts[..., 2] == pytest.approx(wealth)) and (batch.counters()["executed_tokens"] == parts[..., 3]).all()
+    assert (endowments(batch) + parts[..., 2] == pytest.approx(wealth)) and (
+        batch.counters()["executed_tokens"] == parts[..., 3]
+    ).all()
 
 
 def check_record(batch: Batch, rows: np.ndarray, totals: dict[str, int], parts: np.ndarray) -> None:

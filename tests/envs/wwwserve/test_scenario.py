@@ -55,7 +55,7 @@ GROUP = ("providers", 0)
         (put(*GROUP, "regions", value=["mars"]), "providers[0].regions names none of the regions known: 'mars'"),
         (
             put("delay_s", value={"lab": {"lab": 0}, "moon": {"lab": 1, "moon": 0}}),
-            "delay_s.lab must say the delay to moon: no region may be unreachable",
+            "delay_s.lab must say the delay to moon, got lab: no region may be unreachable",
         ),
         (put("delay_s", "lab", "labb", value=1.0), "delay_s.lab.labb is no region; did you mean lab?"),
         (put("delay_s", "lab", "lab", value=-1.0), "delay_s.lab.lab"),
@@ -81,9 +81,23 @@ GROUP = ("providers", 0)
         (put(*GROUP, "demand", "unit", value="requests"), "providers[0].demand.unit"),
         (
             put(*GROUP, "demand", "trace", value="nowhere.csv"),
-            "providers[0].demand.trace nowhere.csv: no such trace; give the path of a CSV file",
+            "providers[0].demand.trace nowhere.csv: no such trace; give one of azure-conversation, servegen-reasoning, or",
         ),
         (put(*GROUP, "online", "leave_s", value=0), "providers[0].online.leave_s must be > join_s = 0, got 0"),
+        (put(*GROUP, "standing", "wealth", value=-0.1), "providers[0].standing.wealth"),
+        (
+            put(*GROUP, "standing", "coalition", value=""),
+            "providers[0].standing.coalition must be a name, or null for none, got ''",
+        ),
+        (
+            put(*GROUP, "standing", "engine", value=0.1),
+            "providers[0].standing.engine must leave each profile a request and 8 KV blocks, so be >= 0.125, or be 0, got 0.1",
+        ),
+        (
+            put(*GROUP, "standing", "engine", value=0.0),
+            "providers[0].demand.unit must be requests_per_s where standing.engine = 0, got share_of_capacity",
+        ),
+        (lambda values: values["providers"][0].pop("standing"), "providers[0].standing"),
         (put(*GROUP, "count", value=0), "providers[0].count"),
         (put("providers", value=[]), "providers must name at least one group of providers"),
         (put("horizon_s", value=60.5), "horizon_s must be a multiple of control_s = 1, got 60.5"),
