@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Self
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gateway.volley import cpu_s
+
 ROOT = Path(__file__).parent.parent
 WIDTH = 110
 
@@ -34,21 +36,26 @@ def median_s(run: Callable[[], object], repeats: int) -> float:
 
 
 class Meter:
-    """Adds up the time (s) of the stretches that it encloses, by the wall clock and of this process's processors.
+    """Adds up the time (s) of the stretches that it encloses, by the wall clock and of the processors that this process takes.
 
     On a machine that others use too, the first holds their work as well, and the second is the fairer one to compare by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, helpers: Sequence[int] = ()) -> None:
+        """Count in the processors of other processes, by their ids, to a hundredth of a second each."""
         self.wall_s = self.cpu_s = 0.0
+        self._helpers = helpers
 
     def __enter__(self) -> Self:
-        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+        self._wall_s, self._cpu_s = time.perf_counter(), self._processors_s()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.cpu_s += time.process_time() - self._cpu_s
+        self.cpu_s += self._processors_s() - self._cpu_s
         self.wall_s += time.perf_counter() - self._wall_s
+
+    def _processors_s(self) -> float:
+        return time.process_time() + sum(cpu_s(pid) for pid in self._helpers)
 
 
 class Rate(NamedTuple):

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, Self
@@ -19,11 +18,11 @@ from live_bridge.ledger.journal import (
     found,
     founding_entry,
     read_founding,
-    refusal,
     same_ledger,
     sign_receipt,
 )  # fmt: skip
-from live_bridge.ledger.orders import Checked, Order, OrderError, Realm, check
+from live_bridge.ledger.orders import Checked, Order, Realm
+from live_bridge.ledger.provers import Prover, check_each, seats
 from live_bridge.ledger.sheet import Row, balances, record_of
 from live_bridge.ledger.store import Store, StoreError
 from market.ledger import mature
@@ -32,7 +31,7 @@ from market.terms import Terms
 MOST = 512
 """Orders in one transaction."""
 ALONE = 16
-"""Fewer orders than this are checked by one thread."""
+"""Fewer orders than this are checked by one thread of this process, so that a small market needs no other."""
 AHEAD = 2
 """Groups that are checked while one is being written."""
 AccountView = Balances
@@ -112,7 +111,8 @@ class LocalLedger:
         self._waiting: asyncio.Queue[_Batch] = asyncio.Queue()
         self._ready: asyncio.Queue[list[_Ready]] = asyncio.Queue(AHEAD)
         self._open: set[asyncio.Future[list[Receipt]]] = set()
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "ledger-check")
+        self._provers = [Prover(founding.realm) for _ in range(seats())]
+        self._threads = ThreadPoolExecutor(max(len(self._provers), 1), "ledger-check")
         loops = self._check_forever(), self._write_forever(), self._tick_forever(tick_s)
         self._tasks = tuple(asyncio.create_task(loop) for loop in loops)
         for task in self._tasks:
@@ -128,7 +128,8 @@ class LocalLedger:
         identity   of the ledger
         speed      market seconds per second on the wall; fixed when the ledger is founded
         unix_s     clock on the wall (s)
-        count      told the reason of every order that is not looked at, and `tick_failed`
+        count      told the reason of every order that is not looked at, `tick_failed`, and `prover_lost` for a process that died
+                   or hung while it checked orders
         tick_s     seconds on the wall between looks for holds whose time is over; infinity = never without an order
         errors     JournalError when it was founded by another key, network or terms; StoreError
         """
@@ -141,6 +142,10 @@ class LocalLedger:
             await store.close()
             raise
         return cls(store, identity, founding, unix_s, count, tick_s)
+
+    def provers(self) -> list[int]:
+        """Name the processes that check orders by now; none before many orders came at once."""
+        return [prover.pid for prover in self._provers if prover.pid is not None]
 
     @property
     def realm(self) -> Realm:
@@ -197,6 +202,8 @@ class LocalLedger:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+        for prover in self._provers:
+            prover.close()
         self._threads.shutdown()
         await self.store.close()
 
@@ -211,8 +218,10 @@ class LocalLedger:
     async def _check_forever(self) -> None:
         while True:
             taken = [await self._waiting.get()]
-            while not self._waiting.empty() and sum(len(batch.orders) for batch in taken) < MOST:
+            count = len(taken[0].orders)
+            while not self._waiting.empty() and count < MOST:
                 taken.append(self._waiting.get_nowait())
+                count += len(taken[-1].orders)
             checked = await self._check([order for batch in taken for order in batch.orders])
             group, at = [], 0
             for batch in taken:
@@ -222,15 +231,24 @@ class LocalLedger:
 
     async def _check(self, orders: Sequence[Order]) -> list[Checked | Receipt]:
         run = asyncio.get_running_loop().run_in_executor
-        workers = 1 if len(orders) < ALONE else os.cpu_count() or 1
-        size = max(-(-len(orders) // workers), 1)
-        parts = [orders[at : at + size] for at in range(0, len(orders), size)]
-        proved = await asyncio.gather(*(run(self._threads, _check_each, part, self.realm) for part in parts))
-        out = [each for part in proved for each in part]
+        if len(orders) < ALONE or not self._provers:
+            out = await run(self._threads, check_each, orders, self.realm)
+        else:
+            size = -(-len(orders) // len(self._provers))
+            parts = [orders[at : at + size] for at in range(0, len(orders), size)]
+            asked = (run(self._threads, prover.prove, part) for prover, part in zip(self._provers, parts, strict=True))
+            out = [each for part in await asyncio.gather(*asked) for each in part]
+            self._count_losses()
         for each in out:
             if isinstance(each, Receipt):
                 self._count(each.code)
         return out
+
+    def _count_losses(self) -> None:
+        for prover in self._provers:
+            for _ in range(prover.losses):
+                self._count("prover_lost")
+            prover.losses = 0
 
     async def _tick_forever(self, tick_s: float) -> None:
         while math.isfinite(tick_s):
@@ -243,8 +261,11 @@ class LocalLedger:
     async def _write_forever(self) -> None:
         while True:
             group = await self._ready.get()
-            while not self._ready.empty() and sum(len(ready.checked) for ready in group) < MOST:
-                group += self._ready.get_nowait()
+            count = sum(len(ready.checked) for ready in group)
+            while not self._ready.empty() and count < MOST:
+                more = self._ready.get_nowait()
+                count += sum(len(ready.checked) for ready in more)
+                group += more
             orders = [each for ready in group for each in ready.checked if isinstance(each, Checked)]
             try:
                 receipts = iter(await self.store.write(orders, self.now_us, self._book.apply) if orders else ())
@@ -257,13 +278,3 @@ class LocalLedger:
                 answer = [next(receipts) if isinstance(each, Checked) else each for each in ready.checked]
                 if not ready.done.done():
                     ready.done.set_result(answer)
-
-
-def _check_each(orders: Sequence[Order], realm: Realm) -> list[Checked | Receipt]:
-    out: list[Checked | Receipt] = []
-    for order in orders:
-        try:
-            out.append(check(order, realm))
-        except OrderError as error:
-            out.append(refusal(error.order_id, "", f"{error.code}: {error}"))
-    return out

@@ -222,6 +222,15 @@ def check(order: Order, realm: Realm) -> Checked:
 
     errors   OrderError malformed, signature, delivery_signature, vote_signature
     """
+    name, account = prove(order, realm)
+    return Checked(order, account, name, encode(order))
+
+
+def prove(order: Order, realm: Realm) -> tuple[bytes, str]:
+    """Prove shape and signatures of an order; returns its id (32 bytes) and the account that it is signed by.
+
+    errors   OrderError malformed, signature, delivery_signature, vote_signature
+    """
     shape(order)
     said = payload(order, realm)
     name = hashlib.sha256(said).digest()
@@ -234,7 +243,7 @@ def check(order: Order, realm: Realm) -> Checked:
     if isinstance(order.terms, Duel):
         for vote in order.terms.judges:
             _check_vote(vote, realm, order.terms, name.hex())
-    return Checked(order, account, name, encode(order))
+    return name, account
 
 
 def _check_delivery(settle: Settle, delivery: Delivery, realm: Realm, name: str) -> None:
