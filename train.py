@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,12 +20,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from agents.settings import Fixed, Learner
+from agents.settings import Fixed, Learner, MappoLearner
 from compose import CONF, SPOKEN, compose_each, help_text, resumed
 from plan import GROUPS, Plan, check
 from settings import SettingsError, Slip
 
 if TYPE_CHECKING:
+    from agents.iterations import Trained
     from agents.policy import Baseline
     from agents.scores import Evaluation
     from agents.tracking import Tracker
@@ -130,8 +131,8 @@ def _job(config: DictConfig) -> float:
 def _refusals() -> tuple[type[Exception], ...]:
     """List the errors whose text says all that a user needs; asked for only when something was raised."""
     from agents.checkpoint import CheckpointError
+    from agents.iterations import LearningError
     from agents.policy import PolicyError
-    from agents.ppo import LearningError
 
     return SettingsError, CheckpointError, PolicyError, LearningError
 
@@ -216,10 +217,8 @@ def _run(plan: Plan, folder: Path, tracker: "Tracker") -> Result:
 def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> tuple[Path, int, float]:
     """Train and export; returns the policy's folder, the agent-steps and the seconds of learning."""
     from agents.export import Origin, export
-    from agents.ppo import learn
     from agents.provenance import source
     from envs.wwwserve.batch import PART_NAMES, Batch
-    from envs.wwwserve.sb3 import SB3Market
 
     batch = Batch(plan.scenario, plan.terms, plan.profiles, networks=settings.networks, seed=plan.top.seed, stagger=True)
     pay = plan.scenario.reward
@@ -232,15 +231,9 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
         means = batch.reward_parts.mean(axis=(0, 1)).tolist()
         return {name: weight * mean for (name, weight), mean in zip(weights.items(), means, strict=True)}
 
-    trained = learn(
-        SB3Market(batch),
-        settings,
-        tracker,
-        seed=plan.top.seed,
-        folder=folder,
-        resume=Path(plan.top.resume) if plan.top.resume else None,
-        probe=parts,
-    )
+    resume = Path(plan.top.resume) if plan.top.resume else None
+    run: dict[str, Any] = {"seed": plan.top.seed, "folder": folder, "resume": resume, "probe": parts}
+    trained = _learner(settings)(batch, settings, tracker, **run)
     origin = Origin(
         config=plan.config,
         seeds={"train": plan.top.seed, "evaluation": [plan.top.eval_first_seed, plan.top.eval_seeds]},
@@ -251,8 +244,20 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
         command=_command(plan),
         scores={},
     )
-    policy = export(trained.model.policy, Path(plan.top.output) / plan.name, origin)
+    policy = export(trained.policy, Path(plan.top.output) / plan.name, origin)
     return policy, trained.steps, trained.wall_s
+
+
+def _learner(settings: Learner) -> Callable[..., "Trained"]:
+    """Find what learns in a batch."""
+    if isinstance(settings, MappoLearner):
+        from agents import mappo
+
+        return mappo.learn
+    from agents import ppo
+    from envs.wwwserve.sb3 import SB3Market
+
+    return lambda batch, *settings_and_tracker, **run: ppo.learn(SB3Market(batch), *settings_and_tracker, **run)
 
 
 def _command(plan: Plan) -> str:

@@ -1,6 +1,6 @@
 """A training run on disk: plain arrays and JSON in one npz file, written whole or not at all, read without pickle.
 
-Knows nothing of what the arrays mean; agents/ppo.py packs and unpacks them.
+Knows nothing of what the arrays mean; the learners pack and unpack them.
 """
 
 import io
@@ -8,7 +8,8 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,3 +80,28 @@ def below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[
 def above(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
     """Name arrays under `prefix/`: the reverse of `below`."""
     return {f"{prefix}/{name}": value for name, value in arrays.items()}
+
+
+def check_shape(wanted: Mapping[str, Any], stored: Checkpoint, place: str) -> None:
+    """Refuse a run that differs in what two runs must have in common for one to go on from the other.
+
+    wanted   name -> JSON value, of the run that would go on; the stored one has it in its fact `shape`
+    errors   CheckpointError with what the names were and are
+    """
+    found = stored.facts.get("shape")
+    was = found if isinstance(found, dict) else {}
+    told = [f"{key} was {was.get(key)}, is {wanted.get(key)}" for key in [*wanted, *was] if was.get(key) != wanted.get(key)]
+    if told:
+        told = list(dict.fromkeys(told))
+        raise CheckpointError(f"{place}: was written by a run of another shape: {'; '.join(told)}; give the settings of that run")
+
+
+@contextmanager
+def refusing(place: str) -> Iterator[None]:
+    """Turn what a block misses in a checkpoint, and an environment's word on a state that is not its own, into CheckpointError."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{place}: lacks {error}; take an older checkpoint, or start anew without resume") from error
+    except ValueError as error:
+        raise CheckpointError(f"{place}: {error}; give the settings of that run") from error

@@ -1,6 +1,7 @@
 """Writes a learned policy to disk: policy.onnx, which runs without torch, and card.yaml, which says where it comes from.
 
-A folder appears under its name whole and checked, or not at all. Knows Stable-Baselines3's policies, and no environment.
+A folder appears under its name whole and checked, or not at all. Knows Stable-Baselines3's policies, our own actors, and no
+environment.
 """
 
 import copy
@@ -44,7 +45,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float] | None]]]
 """Scenario -> metric -> policy -> [point, low, high], the interquartile mean over seeds and its 95 % interval; null: no value."""
 
 
-Learned = ActorCriticPolicy | MaskableActorCriticPolicy
+SB3Policy = ActorCriticPolicy | MaskableActorCriticPolicy
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Origin:
 class Actor(torch.nn.Module):
     """The part of an actor-critic policy that a provider needs: observation -> logits of all heads."""
 
-    def __init__(self, policy: Learned) -> None:
+    def __init__(self, policy: SB3Policy) -> None:
         super().__init__()
         self.features = policy.pi_features_extractor
         self.hidden = policy.mlp_extractor.policy_net
@@ -76,10 +77,10 @@ class Actor(torch.nn.Module):
         return logits
 
 
-def export(policy: Learned, folder: str | Path, origin: Origin) -> Path:
+def export(policy: torch.nn.Module, folder: str | Path, origin: Origin) -> Path:
     """Write policy.onnx and card.yaml, check them, and put them under `folder` in one move; a former policy there is replaced.
 
-    policy   of PPO or MaskablePPO with "MlpPolicy"; left as it is
+    policy   of PPO or MaskablePPO with "MlpPolicy", or an actor: observation -> logits of all heads; left as it is
     folder   policies_trained/NAME; its last part becomes the policy's name
     returns  folder
     errors   PolicyError for a policy of another layout, weights that are not finite, or an ONNX file that computes anything else
@@ -104,7 +105,7 @@ def add_scores(folder: str | Path, scores: Scores) -> None:
     write_whole(Path(folder) / CARD_FILE, _dump(card).encode())
 
 
-def to_onnx(actor: Actor) -> bytes:
+def to_onnx(actor: torch.nn.Module) -> bytes:
     """Translate an actor to one self-contained ONNX file with any number of rows; the same actor gives the same bytes."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _Quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
@@ -135,19 +136,25 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _actor(policy: Learned, name: str) -> Actor:
+def _actor(policy: torch.nn.Module, name: str) -> torch.nn.Module:
     """Copy the actor out of a policy, after checking its layout and weights."""
-    spaces = policy.observation_space, policy.action_space
-    fits = isinstance(spaces[0], Box) and spaces[0].shape == (OBSERVATION_SIZE,)
-    if not fits or not isinstance(spaces[1], MultiDiscrete) or tuple(spaces[1].nvec) != ACTION_NVEC:
-        expected = f"Box({OBSERVATION_SIZE},) to MultiDiscrete({list(ACTION_NVEC)})"
-        raise PolicyError(f"{name}: the policy must map {expected}, got {spaces[0]} to {spaces[1]}")
-    actor = copy.deepcopy(Actor(policy)).to("cpu", torch.float32).eval()
+    if isinstance(policy, ActorCriticPolicy | MaskableActorCriticPolicy):
+        _check_layout(policy, name)
+        policy = Actor(policy)
+    actor = copy.deepcopy(policy).to("cpu", torch.float32).eval()
     for key, weight in actor.state_dict().items():
         if not torch.isfinite(weight).all():
             bad = weight[~torch.isfinite(weight)][0].item()
             raise PolicyError(f"{name}: weights must be finite, got {bad} in {key}; train again with a lower learning rate")
     return actor
+
+
+def _check_layout(policy: SB3Policy, name: str) -> None:
+    spaces = policy.observation_space, policy.action_space
+    fits = isinstance(spaces[0], Box) and spaces[0].shape == (OBSERVATION_SIZE,)
+    if not fits or not isinstance(spaces[1], MultiDiscrete) or tuple(spaces[1].nvec) != ACTION_NVEC:
+        expected = f"Box({OBSERVATION_SIZE},) to MultiDiscrete({list(ACTION_NVEC)})"
+        raise PolicyError(f"{name}: the policy must map {expected}, got {spaces[0]} to {spaces[1]}")
 
 
 def _card(name: str, origin: Origin, digest: str) -> str:
@@ -175,7 +182,7 @@ def _dump(card: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(card), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
-def _compare(written: OnnxPolicy, actor: Actor) -> None:
+def _compare(written: OnnxPolicy, actor: torch.nn.Module) -> None:
     """Refuse a file whose logits are not torch's, on observations drawn over the whole table."""
     low, high = (np.array([getattr(entry, end) for entry in OBSERVATION_TABLE]) for end in ("low", "high"))
     rows = np.random.default_rng(0).uniform(low, high, (CHECKED_ROWS, OBSERVATION_SIZE)).astype(np.float32)

@@ -7,15 +7,12 @@ environment's state and the last observations. A resumed run then equals one tha
 machine with the same libraries, number of threads and settings. A changed `steps` moves a linear schedule and so the run.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -23,38 +20,15 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents import checkpoint as disk
-from agents.checkpoint import Checkpoint, CheckpointError
+from agents.checkpoint import Checkpoint
+from agents.iterations import Iterations, Probe, Trained, diverged, minibatch_rows
 from agents.progress import LearningProgress
-from agents.settings import Learner
+from agents.settings import SB3Learner
+from agents.start import put_start
 from agents.tracking import Tracker
+from agents.weights import moments_of, put_moments, put_weights, weights_of
 
 Model = PPO | MaskablePPO
-Probe = Callable[[], Mapping[str, float]]
-"""Asked after every step of the environment for means over its providers; logged as the mean over an iteration."""
-
-
-class LearningError(RuntimeError):
-    """Learning has diverged: the loss is no longer a number."""
-
-
-class Resumable(Protocol):
-    """What a VecEnv must offer beside SB3's interface for its runs to be checkpointed."""
-
-    def save(self) -> dict[str, NDArray[Any]]:
-        """Copy the whole state, in mid-episode."""
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from a saved state."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The end of a training run."""
-
-    model: Model
-    steps: int  # agent-steps, those before a resume included
-    wall_s: float  # of learning, those before a resume included
-    checkpoint: Path
 
 
 class ScaledRewards(VecEnvWrapper):
@@ -78,7 +52,7 @@ class ScaledRewards(VecEnvWrapper):
         return self.venv.has_attr(attr_name)
 
 
-def build(vec_env: VecEnv, settings: Learner, seed: int) -> Model:
+def build(vec_env: VecEnv, settings: SB3Learner, seed: int) -> Model:
     """Make an untrained learner on the processor: for nets of this size a GPU is slower."""
     torch.set_num_threads(settings.torch_threads)
     start = settings.learning_rate
@@ -103,15 +77,9 @@ def build(vec_env: VecEnv, settings: Learner, seed: int) -> Model:
     return model
 
 
-def minibatch_rows(rows: int, least: int) -> int:
-    """Cut a rollout into equal minibatches of at least `least` rows, as many as divide it; a small rollout is one minibatch."""
-    parts = next(parts for parts in range(max(1, rows // least), 0, -1) if rows % parts == 0)
-    return rows // parts
-
-
 def learn(
     vec_env: VecEnv,
-    settings: Learner,
+    settings: SB3Learner,
     tracker: Tracker,
     *,
     seed: int,
@@ -121,16 +89,18 @@ def learn(
 ) -> Trained:
     """Train until `settings.steps` agent-steps or `settings.time_limit_s`, whichever is first.
 
-    vec_env    slots = providers of all networks; with `save` and `restore`, see Resumable
+    vec_env    slots = providers of all networks; with `save` and `restore`, see agents.iterations.Resumable
     folder     of the run; the latest checkpoint lies in it
     resume     checkpoint, or folder of a run, to go on from
     steps      are whole rollouts: learning ends with the rollout that reaches them
-    errors     CheckpointError, LearningError
+    errors     CheckpointError, LearningError, PolicyError for a policy that learning cannot start from
     """
     before = disk.read(resume) if resume else None
     model = build(vec_env, settings, seed)
     if before:
         unpack(before, model, vec_env, settings, str(resume))
+    elif settings.start:
+        put_start(settings, {"hidden": model.policy.mlp_extractor.policy_net, "heads": model.policy.action_net})
     spent_s = float(before.facts["wall_s"]) if before else 0.0
     path = folder / disk.FILE
 
@@ -141,27 +111,23 @@ def learn(
     sink = _Sink()
     model.set_logger(Logger(folder=None, output_formats=[sink]))
     with LearningProgress(settings.name, model.num_timesteps, settings.steps) as progress:
-        watch = _Iterations(settings, tracker, progress, sink, spent_s, probe, save)
+        iterations = Iterations(settings, tracker, progress, probe, save, steps=model.num_timesteps, spent_s=spent_s)
         left = settings.steps - model.num_timesteps
         if left > 0:
-            _run(model, left, watch, fresh=before is None)
+            _run(model, left, _Watch(settings, iterations, sink), fresh=before is None)
     if not path.exists():
         save(spent_s)
-    return Trained(model, watch.steps or model.num_timesteps, watch.wall_s, path)
+    return Trained(model.policy, iterations.steps, iterations.wall_s, path)
 
 
-def _run(model: Model, steps: int, watch: "_Iterations", *, fresh: bool) -> None:
+def _run(model: Model, steps: int, watch: "_Watch", *, fresh: bool) -> None:
     """Let SB3 learn; what torch says of weights that are no numbers any more becomes a LearningError."""
     try:
         model.learn(steps, callback=watch, log_interval=None, reset_num_timesteps=fresh)  # type: ignore[arg-type]
     except ValueError as error:
         if all(bool(torch.isfinite(tensor).all()) for tensor in model.policy.state_dict().values()):
             raise
-        raise _diverged(watch.name, watch.steps) from error
-
-
-def _diverged(name: str, steps: int) -> LearningError:
-    return LearningError(f"{name}: weights or loss are no longer finite after {steps:,} agent-steps; lower agents.learning_rate")
+        raise diverged(watch.name, watch.iterations.steps) from error
 
 
 class _Sink(KVWriter):
@@ -184,39 +150,17 @@ class _Sink(KVWriter):
         """Do nothing."""
 
 
-class _Iterations(BaseCallback):
-    """Between two iterations: logs once, shows progress, writes the checkpoint that is due, watches the time limit."""
+class _Watch(BaseCallback):
+    """Tells the iterations of a run what SB3 does."""
 
-    def __init__(
-        self,
-        settings: Learner,
-        tracker: Tracker,
-        progress: LearningProgress,
-        sink: _Sink,
-        spent_s: float,
-        probe: Probe | None,
-        save: Callable[[float], None],
-    ) -> None:
+    def __init__(self, settings: SB3Learner, iterations: Iterations, sink: _Sink) -> None:
         super().__init__()
-        self.name, self.steps, self.wall_s = settings.name, 0, spent_s
-        self._settings, self._tracker, self._progress = settings, tracker, progress
-        self._sink, self._spent_s, self._probe, self._save = sink, spent_s, probe, save
-        self._open = self._over = False
-        self._sums: dict[str, float] = {}
-
-    def _on_training_start(self) -> None:
-        self._began_s = self._iteration_began_s = time.perf_counter()
-        self._saved_at = self._counted = self.model.num_timesteps
+        self.name, self.iterations = settings.name, iterations
+        self._scale, self._sink, self._open = settings.reward_scale, sink, False
 
     def _on_step(self) -> bool:
-        self._add("reward_mean", float(self.locals["rewards"].mean()) / self._settings.reward_scale)
-        if self._probe:
-            for name, value in self._probe().items():
-                self._add(name, value)
-        return not self._over
-
-    def _add(self, name: str, value: float) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
+        self.iterations.note(float(self.locals["rewards"].mean()) / self._scale)
+        return not self.iterations.over
 
     def _on_rollout_end(self) -> None:
         self._open = True
@@ -229,43 +173,18 @@ class _Iterations(BaseCallback):
         self._close(last=True)
 
     def _close(self, *, last: bool) -> None:
-        if not self._open:
-            return
-        self._open = False
-        now_s = time.perf_counter()
-        self.wall_s = self._spent_s + now_s - self._began_s
-        self.steps = self.model.num_timesteps
-        self._log((self.steps - self._counted) / (now_s - self._iteration_began_s))
-        limit_s = self._settings.time_limit_s
-        self._over = limit_s is not None and now_s - self._began_s >= limit_s
-        if last or self._over or self.steps - self._saved_at >= self._settings.checkpoint_every:
-            self._saved_at = self.steps
-            self._save(self.wall_s)
-        self._counted, self._iteration_began_s = self.steps, now_s
-        self._sums = {}
-
-    def _log(self, steps_per_s: float) -> None:
-        self.logger.dump(self.steps)
-        if not np.isfinite(self._sink.values.get("learner/loss", 0.0)):
-            raise _diverged(self.name, self.steps)
-        means = {f"train/{name}": total / self._settings.rollout for name, total in self._sums.items()}
-        rates = {"train/agent_steps_per_s": steps_per_s, "train/wall_s": self.wall_s}
-        self._tracker.log({**means, **rates, **self._sink.values}, self.steps)
-        self._progress.show(self.steps, steps_per_s, means["train/reward_mean"])
+        if self._open:
+            self._open = False
+            self.logger.dump(self.model.num_timesteps)
+            self.iterations.close(self.model.num_timesteps, self._sink.values, last=last)
 
 
-def pack(model: Model, vec_env: Any, settings: Learner, wall_s: float, tracker_id: str | None) -> Checkpoint:
+def pack(model: Model, vec_env: Any, settings: SB3Learner, wall_s: float, tracker_id: str | None) -> Checkpoint:
     """Gather all that the run's future depends on."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the generator that SB3 shuffles with
-    weights = {name: tensor.numpy(force=True).copy() for name, tensor in model.policy.state_dict().items()}
-    moments = {
-        f"{index}/{name}": tensor.numpy(force=True).copy()
-        for index, state in model.policy.optimizer.state_dict()["state"].items()
-        for name, tensor in state.items()
-    }
     arrays = {
-        **disk.above(weights, "weights"),
-        **disk.above(moments, "moments"),
+        **disk.above(weights_of(model.policy), "weights"),
+        **disk.above(moments_of(model.policy.optimizer), "moments"),
         **disk.above(vec_env.save(), "environment"),
         "random/torch": torch.get_rng_state().numpy(),
         "random/numpy": np.asarray(keys),
@@ -284,44 +203,21 @@ def pack(model: Model, vec_env: Any, settings: Learner, wall_s: float, tracker_i
     return Checkpoint(arrays, facts)
 
 
-def unpack(stored: Checkpoint, model: Model, vec_env: Any, settings: Learner, place: str) -> None:
+def unpack(stored: Checkpoint, model: Model, vec_env: Any, settings: SB3Learner, place: str) -> None:
     """Put a fresh learner and its environment where the stored run stood.
 
     errors   CheckpointError when the stored run had another shape, or parts are missing
     """
-    wanted, found = _shape(model, vec_env, settings), stored.facts.get("shape")
-    if wanted != found:
-        differ = {key: value for key, value in wanted.items() if not isinstance(found, dict) or found.get(key) != value}
-        told = "; ".join(
-            f"{key} was {found.get(key) if isinstance(found, dict) else None}, is {value}" for key, value in differ.items()
-        )
-        raise CheckpointError(f"{place}: was written by a run of another shape: {told}; give the settings of that run")
-    try:
-        _unpack_weights(stored, model)
+    disk.check_shape(_shape(model, vec_env, settings), stored, place)
+    with disk.refusing(place):
+        put_weights(model.policy, disk.below(stored.arrays, "weights"))
+        put_moments(model.policy.optimizer, disk.below(stored.arrays, "moments"))
         _unpack_random(stored)
         vec_env.restore(disk.below(stored.arrays, "environment"))
         model.num_timesteps = int(stored.facts["steps"])
         model._n_updates = int(stored.facts["updates"])
         model._last_obs = stored.arrays["last/observations"]
         model._last_episode_starts = stored.arrays["last/episode_starts"]
-    except KeyError as error:
-        raise CheckpointError(f"{place}: lacks {error}; take an older checkpoint, or start anew without resume") from error
-    except ValueError as error:  # the environment's word on a state that is not its own
-        raise CheckpointError(f"{place}: {error}; give the settings of that run") from error
-
-
-def _unpack_weights(stored: Checkpoint, model: Model) -> None:
-    weights = {name: torch.from_numpy(value) for name, value in disk.below(stored.arrays, "weights").items()}
-    missing = model.policy.state_dict().keys() ^ weights.keys()
-    if missing:
-        raise KeyError(", ".join(sorted(missing)))
-    model.policy.load_state_dict(weights)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in disk.below(stored.arrays, "moments").items():
-        index, _, part = name.partition("/")
-        state.setdefault(int(index), {})[part] = torch.from_numpy(value)
-    groups = model.policy.optimizer.state_dict()["param_groups"]
-    model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _unpack_random(stored: Checkpoint) -> None:
@@ -337,7 +233,7 @@ def _unpack_random(stored: Checkpoint) -> None:
     np.random.set_state(state)  # noqa: NPY002 - the generator that SB3 shuffles with
 
 
-def _shape(model: Model, vec_env: Any, settings: Learner) -> dict[str, Any]:
+def _shape(model: Model, vec_env: Any, settings: SB3Learner) -> dict[str, Any]:
     """Name what two runs must have in common for one to go on from the other."""
     return {
         "agents.name": settings.name,

@@ -12,13 +12,15 @@ from settings import Range, SettingsError, Slip, did_you_mean, plain, read, show
 
 Share = Annotated[float, Range(0, 1, "share")]
 Level = Annotated[int, Range(0, 4, "")]
+Layers = tuple[Annotated[int, Range(1, 4096, "units")], ...]
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A learner of Stable-Baselines3: one policy shared by all providers."""
+    """What all learners share: one policy for all providers, learnt by PPO."""
 
-    name: Literal["ppo", "maskable_ppo"]
+    name: str
+    start: str | None
     networks: Annotated[int, Range(1, 65_536, "networks")]
     steps: Annotated[int, Range(1, 10**12, "agent-steps")]
     rollout: Annotated[int, Range(2, 65_536, "decisions")]  # one decision has no advantage to normalise
@@ -26,17 +28,38 @@ class Learner:
     epochs: Annotated[int, Range(1, 1000, "")]
     learning_rate: Annotated[float, Range(1e-9, 1, "")]
     schedule: Literal["constant", "linear"]
-    reward_scale: Annotated[float, Range(1e-6, 1e6, "")]
     gamma: Share
     gae_lambda: Share
     clip: Annotated[float, Range(1e-6, 1, "")]
     ent_coef: Annotated[float, Range(0, 100, "")]
-    vf_coef: Annotated[float, Range(0, 100, "")]
     max_grad_norm: Annotated[float, Range(1e-9, math.inf, "")]
-    hidden: tuple[Annotated[int, Range(1, 4096, "units")], ...]
+    hidden: Layers
     torch_threads: Annotated[int, Range(1, 1024, "threads")]
     checkpoint_every: Annotated[int, Range(1, 10**12, "agent-steps")]
     time_limit_s: Annotated[float, Range(0.001, math.inf, "s")] | None
+
+
+@dataclass(frozen=True)
+class SB3Learner(Learner):
+    """A learner of Stable-Baselines3: actor and critic see one provider's observation."""
+
+    name: Literal["ppo", "maskable_ppo"]
+    reward_scale: Annotated[float, Range(1e-6, 1e6, "")]
+    vf_coef: Annotated[float, Range(0, 100, "")]
+
+
+@dataclass(frozen=True)
+class MappoLearner(Learner):
+    """Our own learner: action masks, and a critic that sees all providers of a network."""
+
+    name: Literal["mappo"]
+    critic_hidden: Layers
+    critic_learning_rate: Annotated[float, Range(1e-9, 1, "")]
+    warmup: Annotated[int, Range(0, 10**12, "agent-steps")]
+
+    def __post_init__(self) -> None:
+        if not self.critic_hidden:
+            raise ValueError("critic_hidden must name at least one layer, which embeds a provider; got []")
 
 
 @dataclass(frozen=True)
@@ -75,12 +98,13 @@ class LocalTracking:
     name: Literal["tensorboard", "csv", "none"]
 
 
-Agents = Learner | Baseline | Fixed
+Agents = SB3Learner | MappoLearner | Baseline | Fixed
 Tracking = Wandb | LocalTracking
 
 _AGENTS: dict[str, type[Agents]] = {
-    "ppo": Learner,
-    "maskable_ppo": Learner,
+    "ppo": SB3Learner,
+    "maskable_ppo": SB3Learner,
+    "mappo": MappoLearner,
     "single": Baseline,
     "paper": Baseline,
     "uniform": Baseline,

@@ -25,7 +25,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.ppo import build, learn
-from agents.settings import Learner, read_agents
+from agents.settings import SB3Learner, read_agents
 from agents.tracking import CsvTracker, NoTracker, Tracker
 from benchmarks.measure import ROOT, Rate, Spread, child, in_turn, ratios, report, show, spread
 from compose import compose
@@ -133,20 +133,20 @@ class Ends(BaseCallback):
         self.stamps.stamp()
 
 
-def settings_of(name: str, iterations: int) -> Learner:
+def settings_of(name: str, iterations: int) -> SB3Learner:
     """Read the shipped settings of a learner, cut to some iterations."""
     config = compose([f"agents={name}", "env=wwwserve"])
     settings = read_agents(config.values.agents, f"conf/agents/{name}.yaml")
-    assert isinstance(settings, Learner)
+    assert isinstance(settings, SB3Learner)
     return replace(settings, steps=iterations * rows_of(settings), time_limit_s=None)
 
 
-def rows_of(settings: Learner) -> int:
+def rows_of(settings: SB3Learner) -> int:
     """Samples of one iteration."""
     return settings.rollout * settings.networks * load.scenario("wwwserve").population
 
 
-def ceiling(settings: Learner) -> Rate:
+def ceiling(settings: SB3Learner) -> Rate:
     """Let SB3 learn over nothing, with nothing around it; returns agent-samples/s."""
     env = NothingVec(rows_of(settings) // settings.rollout)
     model = build(env, settings, seed=0)
@@ -157,7 +157,7 @@ def ceiling(settings: Learner) -> Rate:
     return stamps.rate(rows_of(settings))
 
 
-def end_to_end(settings: Learner, batch: Batch, tracking: str) -> Rate:
+def end_to_end(settings: SB3Learner, batch: Batch, tracking: str) -> Rate:
     """Learn in the market as train.py does; returns agent-samples/s, with the share of a checkpoint that an iteration bears."""
 
     def parts() -> dict[str, float]:

@@ -72,6 +72,10 @@ SLIPS = {
     "agents.steps=many": "command line: agents.steps must be an integer in [1, 1_000_000_000_000] agent-steps, got 'many'",
     "agents.steps=1e6": "got 1000000.0 (write 1000000)",
     "agents.hidden=[64,0]": "command line: agents.hidden[1] must be an integer in [1, 4096] units, got 0",
+    "agents=mappo agents.critic_hidden=[]": "conf/agents/mappo.yaml: critic_hidden must name at least one layer",
+    "agents=mappo agents.warmup=-1": "command line: agents.warmup must be an integer in [0, 1_000_000_000_000] agent-steps, got -1",
+    "agents=mappo agents.vf_coef=1": "command line: agents.vf_coef is not a setting",
+    "agents.start=nobody": "command line: agents.start is nobody, and there is no such trained policy",
     "env.providers=five": "command line: env.providers must be a list, each item a mapping, got 'five'",
     "env.providers=[]": "command line: env.providers must name at least one group of providers",
     "env.control_s=7": "conf/env/wwwserve.yaml: horizon_s must be a multiple of control_s = 7, got 900",
@@ -256,7 +260,7 @@ def weights(result: program.Result) -> bytes:
     return (result.policy / "policy.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("agents", ["ppo", "maskable_ppo"])
+@pytest.mark.parametrize("agents", ["ppo", "maskable_ppo", "mappo"])
 def test_the_whole_loop_from_python(tmp_path: Path, agents: str) -> None:
     pytest.importorskip("envs.wwwserve.sb3")
     result = run(tmp_path, f"agents={agents}")
@@ -270,12 +274,13 @@ def test_the_whole_loop_from_python(tmp_path: Path, agents: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.npz", "config.yaml", "report.png", "evaluation.json"}
 
 
-def test_a_resumed_run_of_the_real_market_equals_one_that_never_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("agents", ["ppo", "mappo"])
+def test_a_resumed_run_of_the_real_market_equals_one_that_never_stopped(tmp_path: Path, agents: str) -> None:
     pytest.importorskip("envs.wwwserve.sb3")
-    constant = "agents.schedule=constant"
-    whole = run(tmp_path / "whole", constant)
-    part = run(tmp_path / "part", constant, "agents.steps=128")
-    rest = run(tmp_path / "rest", constant, f"resume={tmp_path / 'part'}")
+    words = [f"agents={agents}", "agents.schedule=constant"]
+    whole = run(tmp_path / "whole", *words)
+    part = run(tmp_path / "part", *words, "agents.steps=128")
+    rest = run(tmp_path / "rest", *words, f"resume={tmp_path / 'part'}")
     assert weights(rest) == weights(whole) != weights(part)
     assert rest.agent_steps == whole.agent_steps
     for name in whole.evaluation.played[whole.name].metrics:

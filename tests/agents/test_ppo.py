@@ -18,18 +18,20 @@ from hypothesis import strategies as st
 
 from agents import checkpoint as disk
 from agents.checkpoint import Checkpoint, CheckpointError
+from agents.iterations import LearningError, Trained
 from agents.metrics import TRAINING_METRICS
-from agents.ppo import LearningError, Trained, build, learn, minibatch_rows
+from agents.ppo import build, learn, minibatch_rows
 from agents.progress import LearningProgress
-from agents.settings import Learner
+from agents.settings import SB3Learner
 from agents.tracking import NoTracker
 
 SLOTS, ROLLOUT = 8, 16
 ROWS = SLOTS * ROLLOUT
 """Agent-steps of one iteration."""
 
-SETTINGS = Learner(
+SETTINGS = SB3Learner(
     name="ppo",
+    start=None,
     networks=2,
     steps=4 * ROWS,
     rollout=ROLLOUT,
@@ -72,7 +74,7 @@ def train(folder: Path, market: FakeMarket | None = None, notes: Notes | None = 
 
 
 def weights(trained: Trained) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy().copy() for name, tensor in trained.model.policy.state_dict().items()}
+    return {name: tensor.numpy().copy() for name, tensor in trained.policy.state_dict().items()}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:

@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
 
 from agents.ppo import learn
-from agents.settings import Learner, read_agents
+from agents.settings import SB3Learner, read_agents
 from agents.tracking import NoTracker
 from envs.wwwserve import load
 from envs.wwwserve.sb3 import SB3Market
@@ -222,7 +222,7 @@ def test_a_resumed_training_run_equals_one_that_never_stopped(tmp_path: Path, na
     learner = read_agents(
         {**load.values("agents", "ppo"), "name": name, "networks": 2, "rollout": 25, "minibatch": 50, "hidden": [8]}, "ppo.yaml"
     )
-    assert isinstance(learner, Learner)
+    assert isinstance(learner, SB3Learner)
     learner = replace(learner, steps=600, checkpoint_every=150)
 
     def run(kind: type[SB3Market], folder: str, resume: str | None = None) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def test_a_resumed_training_run_equals_one_that_never_stopped(tmp_path: Path, na
         trained = learn(
             market, learner, NoTracker(), seed=4, folder=tmp_path / folder, resume=tmp_path / resume if resume else None
         )
-        return {key: value.numpy().tobytes() for key, value in trained.model.policy.state_dict().items()}
+        return {key: value.numpy().tobytes() for key, value in trained.policy.state_dict().items()}
 
     whole = run(SB3Market, "whole")
     with pytest.raises(KeyboardInterrupt):
