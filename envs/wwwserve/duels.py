@@ -161,6 +161,7 @@ def _send_judge(w, n, k, seat, now):
     request.duel = k
     request.generation = duel.generation
     request.seat = seat
+    request.arrival_s = now
     request.deadline_s = duel.opened_s + terms.duel_ttl_s
     duel.pending += 1
     w.node[first + q].guests += 1

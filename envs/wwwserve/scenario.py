@@ -8,9 +8,12 @@ import numpy as np
 
 from envs.wwwserve import lengths, traces
 from envs.wwwserve.state import KIND, NEVER, PLACE, QUANTILE, SEGMENTS, SETTING, TRACE
+from market import provider
 from market.profile import Profile
+from market.profile import to_record as to_profile
+from market.provider import NODE
 from market.rule import COMPILED, records
-from market.serving import BLOCK_TOKENS, PROFILE
+from market.serving import PROFILE
 from market.terms import MICRO, Range, Terms, put, to_record
 from settings import SettingsError, Slip, did_you_mean
 
@@ -356,7 +359,8 @@ def most_requests(scenario: Scenario, profiles: dict[str, Profile]) -> int:
             continue
         unit = 1.0
         if group.demand.unit == "share_of_capacity":
-            unit = max(_requests_per_s(profiles[name], scenario.kinds[kind]) for name in group.profiles for kind in group.kinds)
+            chosen = [(profiles[name], scenario.kinds[kind]) for name in group.profiles for kind in group.kinds]
+            unit = max(_requests_per_s(profile, kind, scenario.coefficient_error) for profile, kind in chosen)
         burst = group.demand.burst
         # An episode that is all burst is the worst case of a modulated process.
         unit *= burst.factor * (burst.burst_s + burst.calm_s) / (burst.factor * burst.burst_s + burst.calm_s) if burst else 1.0
@@ -367,10 +371,13 @@ def most_requests(scenario: Scenario, profiles: dict[str, Profile]) -> int:
     return int(1.2 * total + 50.0 * math.sqrt(total) + 100)
 
 
-def _requests_per_s(profile: Profile, kind: Kind) -> float:
-    """Requests per s that a full batch could answer at its fastest."""
+def _requests_per_s(profile: Profile, kind: Kind, error: float) -> float:
+    """Requests per s that are a load of 1 (as at the start of an episode), were all coefficients at their fastest."""
     table = lengths.load(kind.lengths)
-    mean = float(np.trapezoid(np.minimum(table[:, 2], kind.max_tokens), table[:, 0]))
-    places = min(profile.max_num_seqs, BLOCK_TOKENS * profile.kv_blocks / mean + 1)
-    step_s = max(profile.a_s, profile.a2_s + profile.b_s * places) + profile.c_s * places
-    return 1.5 * places / (step_s * mean)
+    node = records(NODE, 1)[0]
+    forecast = min(float(np.trapezoid(table[:, 2], table[:, 0])), float(kind.max_tokens))
+    put(node, "mean_prompt", float(np.trapezoid(table[:, 1], table[:, 0])))
+    put(node, "mean_forecast", forecast)
+    provider.size_up(node, to_profile(profile)[0])
+    capacity = float(node["capacity_tps"] if COMPILED else node.capacity_tps)
+    return capacity / forecast / max(1.0 - error, 0.1) ** 2

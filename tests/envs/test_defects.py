@@ -207,3 +207,15 @@ def test_a_copy_is_dropped_when_no_second_executor_is_found() -> None:
         assert not ((requests["state"] != FREE) & (requests["kind"] == COPY) & (requests["held_micro"] > 0)).any()
 
     all_is_over(play(market(who(0.5), who()), GIVE, TAKE, check=few_copies, duel_rate=1.0, duel_ttl_s=30.0))
+
+
+def test_a_judges_work_is_as_old_as_the_question_to_it_whatever_stood_in_its_slot() -> None:
+    def young(state: State) -> None:
+        judging = state["request"][(state["request"]["state"] != FREE) & (state["request"]["kind"] == JUDGE)]
+        opened = state["duel"]["opened_s"][judging["duel"]]
+        assert (judging["arrival_s"] >= opened).all() and (judging["arrival_s"] <= judging["deadline_s"]).all()
+        seen.append(len(judging))
+
+    seen: list[int] = []
+    play(market(who(2.0), who(count=5)), GIVE, *[TAKE] * 5, check=young, duel_rate=1.0, duel_ttl_s=60.0, initial_credit=1000.0)
+    assert max(seen) > 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
@@ -17,7 +18,10 @@ from envs.wwwserve.scenario import Group, Scenario
 from market.action import LEVELS
 from market.terms import Terms
 
-SCENARIOS = load.names("env")
+SMALL = [name for name in load.names("env") if load.scenario(name).population <= 64]
+LARGE = [name for name in load.names("env") if name not in SMALL]
+SCENARIOS = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+"""Every shipped scenario; those of hundreds of providers take minutes in PettingZoo's tests, agent by agent."""
 ROUGH = "rough"
 """Not a file: the default scenario with crashes every few minutes, and many duels."""
 

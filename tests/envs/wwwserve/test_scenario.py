@@ -11,7 +11,7 @@ import pytest
 
 from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
-from envs.wwwserve.scenario import Demand, Scenario, check
+from envs.wwwserve.scenario import Demand, Scenario, check, most_requests
 from settings import SettingsError, read
 from tests.envs.wwwserve.play import SCENARIOS, make
 
@@ -225,3 +225,40 @@ def test_a_trace_is_dealt_out_row_by_row(tmp_path: Path) -> None:
     rows = batch.outcomes()
     assert rows["arrival_s"].tolist() == list(range(30)) and rows["origin"].tolist() == [0, 1, 2] * 10
     assert rows["prompt_tokens"].tolist() == list(range(10, 40)) and rows["output_tokens"].tolist() == list(range(20, 50))
+
+
+@pytest.mark.parametrize("count", [3, 32, 128, 512])
+def test_populations_differ_from_the_default_in_number_alone(count: int) -> None:
+    default, other = load.scenario("wwwserve"), load.scenario(f"population-{count}")
+    (group,) = default.providers
+    assert other.population == count and other.requests_max >= 128 * count
+    sizes = {"name": other.name, "requests_max": other.requests_max, "duels_max": other.duels_max}
+    assert other == replace(default, providers=[replace(group, count=count)], **sizes)
+
+
+@pytest.mark.slow
+def test_hundreds_of_providers_fit_in_memory_and_lose_no_request() -> None:
+    batch = make("population-512", record=True, autoreset=False)
+    batch.pin("paper")
+    for _ in range(batch.steps_per_episode):
+        batch.step(np.zeros((1, 512, 3), np.int64))
+    rows, totals = batch.outcomes(), batch.totals()
+    assert len(rows) == totals["arrived"][0] > 20_000 and (rows["delegated"] == 1).mean() > 0.05
+    assert sum(table.nbytes for table in batch.save().values()) < 200e6
+
+
+@pytest.mark.parametrize("name", ["quantisation", "backends", "hardware", "random-responders", "ablation"])
+def test_whoever_asks_in_an_experiment_of_the_paper_only_asks(name: str) -> None:
+    scenario = load.scenario(name)
+    asker, *workers = scenario.providers
+    assert asker.count == 1 and asker.standing.engine == 0 and asker.standing.wealth == 100
+    assert all(row[1] == row[2] == 0 for group in workers for row in group.demand.schedule)
+
+
+def test_the_record_of_demand_by_capacity_is_bounded_closely() -> None:
+    scenario = load.scenario("wwwserve")
+    batch = make("wwwserve", networks=20, seed=3, record=True, autoreset=False)
+    for _ in range(batch.steps_per_episode):
+        batch.step(np.zeros((20, 8, 3), np.int64))
+    most = int(batch.totals()["arrived"].max())
+    assert most < most_requests(scenario, PROFILES) < 40 * most
