@@ -30,6 +30,8 @@ PROFILE = layout(
 
 SLOTS = 256
 """Most requests that any engine can run at once (capacity of the finish heap)."""
+ORDER_BITS = 32
+"""Bits of an admission number: of requests that finish with the same iteration, the one admitted first comes first."""
 
 ENGINE = layout(
     clock_s=float,  # start of the next iteration = end of the last one committed
@@ -51,7 +53,8 @@ ENGINE = layout(
     done_tail=int,
     sure_steps=int,  # coming iterations known to do nothing but decode; 0 = not worked out
     below=(SHORT, BLOCK_TOKENS + 1),  # [k]: decoding requests with r < k, where iterations -r (mod 16) take a new block for them
-    heap=(SHORT, SLOTS),  # decoding requests by (finish_iteration, order)
+    heap=(SHORT, SLOTS),  # decoding requests, the first to finish first
+    finish=(int, SLOTS),  # [place]: finish iteration << ORDER_BITS | admission number, of the request at that place of the heap
 )
 
 REQUEST = layout(
@@ -62,7 +65,6 @@ REQUEST = layout(
     prefill_left=SHORT,  # tokens of prompt (and of answer, after preemption) still to compute
     context=SHORT,  # tokens in the KV cache when decoding began
     joined=SHORT,  # iteration after which decoding began
-    finish_iteration=SHORT,
     order=SHORT,  # admission number
     next=SHORT,  # link in whichever queue the request stands in, or to the decoding request admitted after it
     before=SHORT,  # decoding request admitted before it
@@ -109,42 +111,49 @@ def still_forecast(request):
 
 
 @rule
-def _before(requests, left, right):
-    """Whether heap entry `left` finishes before `right`."""
-    a = requests[left]
-    b = requests[right]
-    return a.finish_iteration < b.finish_iteration or (a.finish_iteration == b.finish_iteration and a.order < b.order)
+def _set_place(engine, place, index, finish):
+    """Put a decoding request and its finish at one place of the heap."""
+    engine.heap[place] = index
+    engine.finish[place] = finish
 
 
 @rule
-def _sift_up(engine, requests, place):
-    heap = engine.heap
-    entry = heap[place]
+def _sift_up(engine, place):
+    finish = engine.finish
+    index = engine.heap[place]
+    mine = finish[place]
     while place > 0:
         parent = (place - 1) >> 1
-        if not _before(requests, entry, heap[parent]):
+        if mine >= finish[parent]:
             break
-        heap[place] = heap[parent]
+        _set_place(engine, place, engine.heap[parent], finish[parent])
         place = parent
-    heap[place] = entry
+    _set_place(engine, place, index, mine)
 
 
 @rule
-def _sift_down(engine, requests, place):
-    heap = engine.heap
+def _sift_down(engine, place):
+    finish = engine.finish
     size = engine.running
-    entry = heap[place]
+    index = engine.heap[place]
+    mine = finish[place]
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        if child + 1 < size and _before(requests, heap[child + 1], heap[child]):
+        if child + 1 < size and finish[child + 1] < finish[child]:
             child += 1
-        if not _before(requests, heap[child], entry):
+        if finish[child] >= mine:
             break
-        heap[place] = heap[child]
+        _set_place(engine, place, engine.heap[child], finish[child])
         place = child
-    heap[place] = entry
+    _set_place(engine, place, index, mine)
+
+
+@rule
+def first_finish(engine):
+    """The iteration that finishes a request next; some request must be decoding."""
+    return engine.finish[0] >> ORDER_BITS
 
 
 @rule
@@ -190,9 +199,9 @@ def _leave(engine, requests, place):
         requests[request.before].next = request.next
     engine.running -= 1
     if place < engine.running:
-        engine.heap[place] = engine.heap[engine.running]
-        _sift_down(engine, requests, place)
-        _sift_up(engine, requests, place)
+        _set_place(engine, place, engine.heap[engine.running], engine.finish[engine.running])
+        _sift_down(engine, place)
+        _sift_up(engine, place)
     return generated
 
 
@@ -212,7 +221,7 @@ def _finish(engine, requests, index):
 @rule
 def finish_due(engine, requests):
     """Finish every decoding request whose last token came with the iteration just committed."""
-    while engine.running > 0 and requests[engine.heap[0]].finish_iteration <= engine.iteration:
+    while engine.running > 0 and first_finish(engine) <= engine.iteration:
         index = engine.heap[0]
         requests[index].generated = _leave(engine, requests, 0)
         _finish(engine, requests, index)
@@ -224,7 +233,7 @@ def join(engine, requests, index, context):
     request = requests[index]
     request.context = context
     request.joined = engine.iteration
-    request.finish_iteration = engine.iteration + request.output_tokens - request.generated - 1
+    last = engine.iteration + request.output_tokens - request.generated - 1
     if request.generated == 0:
         request.first_token_s = engine.clock_s
     request.before = engine.newest
@@ -232,12 +241,12 @@ def join(engine, requests, index, context):
     if engine.newest != NONE:
         requests[engine.newest].next = index
     engine.newest = index
-    engine.heap[engine.running] = index
+    _set_place(engine, engine.running, index, (last << ORDER_BITS) | request.order)
     engine.running += 1
     engine.kv_tokens += context
     engine.due_tokens += request.forecast_tokens - request.generated - 1
     _count_below(engine, request, 1)
-    _sift_up(engine, requests, engine.running - 1)
+    _sift_up(engine, engine.running - 1)
 
 
 @rule

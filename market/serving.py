@@ -19,6 +19,7 @@ from market.decoding import (
     blocks_for,
     blocks_taken,
     finish_due,
+    first_finish,
     join,
     open_engine,
     preempt_last,
@@ -119,9 +120,9 @@ def _steps_before(first, growth, span):
 
 
 @rule
-def _steps_to_change(engine, profile, requests):
+def _steps_to_change(engine, profile):
     """Decode iterations until one finishes a request or lacks KV blocks; 0 when the very next one lacks them."""
-    steps = requests[engine.heap[0]].finish_iteration - engine.iteration
+    steps = first_finish(engine) - engine.iteration
     free = profile.kv_blocks - engine.blocks_used
     if blocks_for(steps) * engine.running <= free:
         return steps
@@ -228,7 +229,7 @@ def iterate(engine, profile, requests):
 def _only_decodes(engine, profile, requests):
     """How many iterations from here on only decode, at least; 0 when the next one does anything else."""
     if engine.sure_steps == 0 and engine.running > 0 and engine.partial == NONE and not _admissible(engine, profile, requests):
-        engine.sure_steps = _steps_to_change(engine, profile, requests)
+        engine.sure_steps = _steps_to_change(engine, profile)
     return engine.sure_steps
 
 

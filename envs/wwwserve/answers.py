@@ -108,7 +108,7 @@ def fail_and_free(w, n, r):
 def count_due(w, g, now):
     """Count every own request of provider g (absolute) whose deadline has passed as a miss, at its deadline."""
     driver = w.driver[g]
-    while driver.due_head != NONE and w.request[driver.due_head].deadline_s <= now:
+    while driver.due_s <= now:
         r = driver.due_head
         drop_due(w, g, r)
         miss(w, g, w.request[r])

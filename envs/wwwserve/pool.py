@@ -128,6 +128,7 @@ def add_due(w, g, r):
     request.due_previous = driver.due_tail
     if driver.due_tail == NONE:
         driver.due_head = r
+        driver.due_s = request.deadline_s
     else:
         w.request[driver.due_tail].due_next = r
     driver.due_tail = r
@@ -140,6 +141,7 @@ def drop_due(w, g, r):
     request = w.request[r]
     if request.due_previous == NONE:
         driver.due_head = request.due_next
+        driver.due_s = w.request[request.due_next].deadline_s if request.due_next != NONE else NEVER
     else:
         w.request[request.due_previous].due_next = request.due_next
     if request.due_next == NONE:
@@ -199,3 +201,29 @@ def drop_queue(w, g, r, previous):
     node.queued_prompt -= request.prompt_tokens
     node.queued_output -= request.forecast_tokens
     request.next = NONE
+
+
+@rule
+def add_lost(w, g, r):
+    """Put a request among those that provider g (absolute) has lost to a crash, in order of index."""
+    driver = w.driver[g]
+    previous = NONE
+    following = driver.lost_head
+    while following != NONE and following < r:
+        previous = following
+        following = w.request[following].next
+    w.request[r].next = following
+    if previous == NONE:
+        driver.lost_head = r
+    else:
+        w.request[previous].next = r
+
+
+@rule
+def drop_lost(w, g, r, previous):
+    """Take request r off those that provider g has lost; `previous` stands before it, NONE when r is the head."""
+    if previous == NONE:
+        w.driver[g].lost_head = w.request[r].next
+    else:
+        w.request[previous].next = w.request[r].next
+    w.request[r].next = NONE

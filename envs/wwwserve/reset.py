@@ -151,9 +151,10 @@ def _open_provider(w, n, p):
     intent_of_action(w.node[g], 0, 0, 0)
     driver.due_head = NONE
     driver.due_tail = NONE
+    driver.due_s = NEVER
     driver.attained = 0
     driver.missed = 0
-    driver.lost = 0
+    driver.lost_head = NONE
     driver.tokens_mark = 0
     driver.wealth_mark = ledger.wealth(w.account[g])
     driver.decision_s = 0.0

@@ -4,7 +4,7 @@ from envs.wwwserve.answers import answer, fail_and_free
 from envs.wwwserve.central import schedule
 from envs.wwwserve.duels import begin_duel, call_off, is_open, on_answer, on_vote
 from envs.wwwserve.offers import dispatch
-from envs.wwwserve.pool import chance, free_slot
+from envs.wwwserve.pool import add_lost, chance, drop_lost, free_slot
 from envs.wwwserve.serve import put
 from envs.wwwserve.state import COPY, JUDGE, LOST, MARKET, MARKET_DISPATCH, NONE, USER
 from market import gossip, ledger, provider
@@ -79,7 +79,7 @@ def lose(w, n, q, r):
     request.state = LOST
     first = n * w.setting[0].providers
     w.node[first + q].guests -= 1
-    w.driver[first + request.origin].lost += 1
+    add_lost(w, first + request.origin, r)
 
 
 @rule
@@ -93,21 +93,33 @@ def _knows_lost(w, n, p, request):
 @rule
 def recover(w, n, p, now):
     """Take back the work of provider p whose executors it now believes gone; its users' requests are dispatched anew."""
-    setting = w.setting[0]
-    g = n * setting.providers + p
-    for r in range(n * setting.requests, (n + 1) * setting.requests):
+    g = n * w.setting[0].providers + p
+    previous = NONE
+    r = w.driver[g].lost_head
+    while r != NONE:
         request = w.request[r]
-        if request.state != LOST or request.origin != p or not _knows_lost(w, n, p, request):
-            continue
-        ledger.settle(w.account, g, g, request.held_micro, 0)
-        request.held_micro = 0
-        w.node[g].away -= 1
-        w.driver[g].lost -= 1
-        if request.kind != USER or request.answered == 1:
-            free_slot(w, n, r)
-            continue
-        call_off(w, request)
-        if setting.dispatch == MARKET_DISPATCH:
-            dispatch(w, n, p, r, now)
+        following = request.next
+        if _knows_lost(w, n, p, request):
+            drop_lost(w, g, r, previous)
+            _take_back(w, n, p, r, now)
         else:
-            schedule(w, n, p, r, now)
+            previous = r
+        r = following
+
+
+@rule
+def _take_back(w, n, p, r, now):
+    """Release what provider p has set aside for lost request r, and begin anew when a user still waits for it."""
+    g = n * w.setting[0].providers + p
+    request = w.request[r]
+    ledger.settle(w.account, g, g, request.held_micro, 0)
+    request.held_micro = 0
+    w.node[g].away -= 1
+    if request.kind != USER or request.answered == 1:
+        free_slot(w, n, r)
+        return
+    call_off(w, request)
+    if w.setting[0].dispatch == MARKET_DISPATCH:
+        dispatch(w, n, p, r, now)
+    else:
+        schedule(w, n, p, r, now)

@@ -54,7 +54,7 @@ def on_gossip(w, n, p, now):
     provider.survey(w.node[g], w.row, first_row, w.account, n * providers, providers, p, now)
     w.driver[g].gossip_next_s = now + terms.gossip_s
     set_wake(w, g)
-    if w.driver[g].lost > 0:
+    if w.driver[g].lost_head != NONE:
         recover(w, n, p, now)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
 from envs.wwwserve.scenario import Demand, Group, Online, Scenario, Standing
-from envs.wwwserve.state import FREE, USER
+from envs.wwwserve.state import FREE, LOST, NEVER, NONE, USER
 from market.action import LEVELS
 from tests.market.rows import TERMS
 
@@ -81,6 +81,29 @@ def every_request_is_somewhere(state: State) -> None:
     assert net["free"] == int((requests["state"] == FREE).sum())
 
 
+def walk(requests: Any, link: str, head: int) -> list[int]:
+    """The slots of a linked list, in order."""
+    found = []
+    while head != NONE:
+        found.append(int(head))
+        head = requests[head][link]
+    return found
+
+
+def lists_are_in_order(state: State) -> None:
+    """A provider's deadlines and lost work stand in lists that leave nothing out, and the first deadline is noted."""
+    requests = state["request"]
+    for p, driver in enumerate(state["driver"]):
+        mine = (requests["state"] != FREE) & (requests["origin"] == p)
+        due = walk(requests, "due_next", driver["due_head"])
+        waiting = mine & (requests["kind"] == USER) & (requests["answered"] == 0) & (requests["missed"] == 0)
+        assert sorted(due) == np.flatnonzero(waiting).tolist()
+        assert requests["deadline_s"][due].tolist() == sorted(requests["deadline_s"][due])
+        assert driver["due_s"] == (requests["deadline_s"][due[0]] if due else NEVER)
+        lost = np.flatnonzero(mine & (requests["state"] == LOST)).tolist()
+        assert walk(requests, "next", driver["lost_head"]) == lost
+
+
 def duels_are_fair(state: State) -> None:
     """No executor duels itself, no judge is a duellist or the origin, no judge sits twice."""
     for duel in state["duel"]:
@@ -96,7 +119,7 @@ def all_is_over(batch: Batch) -> State:
     state = batch.save()
     net = state["net"][0]
     assert net["arrived"] > 0 and net["arrived"] == net["answered"] + net["failed"]
-    assert not (state["request"]["state"] != FREE).any() and not state["driver"]["lost"].any()
+    assert not (state["request"]["state"] != FREE).any() and (state["driver"]["lost_head"] == NONE).all()
     assert not state["account"]["escrow_micro"].any() and not state["node"]["away"].any() and not state["node"]["guests"].any()
     assert not state["duel"]["open"].any() and net["duels"] == net["events"] == 0
     return state
@@ -106,4 +129,5 @@ def everything(state: State) -> None:
     """All that holds at any moment."""
     money_is_in_order(state)
     every_request_is_somewhere(state)
+    lists_are_in_order(state)
     duels_are_fair(state)
