@@ -10,6 +10,8 @@ from live_bridge.peers.addresses import AddressError, Guard
 from live_bridge.peers.envelope import Door
 
 ANSWER_BYTES = 8 << 20
+CONNECT_S = 5.0
+"""Seconds on the wall to connect, however long the answer may take: a peer that is offered work has answered a moment ago."""
 
 
 class UnansweredError(OSError):
@@ -80,7 +82,7 @@ class Correspondence:
                 [*sent, (b"content-type", b"application/json")],
                 body,
                 address=pinned.ip,
-                connect_s=patience_s,
+                connect_s=min(patience_s, CONNECT_S),
                 first_byte_s=patience_s,
             )
         except ConnectFailed:

@@ -66,12 +66,15 @@ def _forecast(request: Request, body: dict[str, Any], default_max_tokens: int) -
     hint = request.header(FORECAST_HEADER)
     if hint is not None:
         return _whole(FORECAST_HEADER.decode(), int(hint) if hint.isdigit() and len(hint) < 9 else hint.decode("latin-1"))
-    most = body.get("max_completion_tokens") or body.get("max_tokens")
-    tokens = default_max_tokens if most is None else _whole("max_tokens", most)
+    most = body.get("max_completion_tokens")
+    if most is None:
+        most = body.get("max_tokens")
+    # 0 asks for the prompt alone, with `echo`: the engine knows whether it gives that, which takes one step
+    tokens = default_max_tokens if most is None else max(_whole("max_tokens", most, 0), 1)
     return tokens * _whole("n", body.get("n") or 1)
 
 
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
-        raise BadRequestError(400, f"{name}: must be an integer in [1, {MOST_TOKENS}], got {value!r:.40}")
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_TOKENS:
+        raise BadRequestError(400, f"{name}: must be an integer in [{least}, {MOST_TOKENS}], got {value!r:.40}")
     return value

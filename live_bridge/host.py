@@ -137,6 +137,20 @@ class Host:
         self._promises[offer.id] = Promise(origin, offer, price, timer)
         return True
 
+    async def withdraw(self, message: Message, response: Response) -> None:
+        """A peer says that work which was accepted here will not come; it can say so of its own alone."""
+        try:
+            said = orjson.loads(message.body)
+        except orjson.JSONDecodeError:
+            said = None
+        work_id = said.get("id") if isinstance(said, dict) else None
+        promise = self._promises.get(work_id) if isinstance(work_id, str) else None
+        mine = promise is not None and promise.origin == message.sender
+        if mine and promise is not None:
+            promise.timer.cancel()
+            self._broken(promise.offer.id)
+        self.reply(message, response, 200, {"withdrawn": mine})
+
     def _broken(self, work_id: str) -> None:
         """Accepted work has not come."""
         if self._promises.pop(work_id, None) is not None:

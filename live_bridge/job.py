@@ -13,6 +13,10 @@ FAIL = "fail"
 
 _OF_ONE_HOP = frozenset(b"connection keep-alive transfer-encoding content-length upgrade trailer".split())
 _NOT_PASSED_IN = PRIVATE | _OF_ONE_HOP | frozenset(b"accept-encoding expect host proxy-connection te".split())
+_OF_AN_ANSWER = frozenset(
+    b"content-type cache-control x-accel-buffering x-request-id retry-after openai-model openai-processing-ms".split()
+)
+"""What a stranger may say to a user: no cookie, no redirect, no policy for a browser, nothing of the connection's."""
 
 
 def passed_in(headers: Headers) -> Headers:
@@ -24,8 +28,17 @@ def passed_in(headers: Headers) -> Headers:
 
 
 def passed_out(headers: Headers) -> Headers:
-    """Headers of an engine's or a peer's answer that the user gets."""
+    """Headers of an engine's answer that the user gets."""
     return [pair for pair in headers if pair[0] not in _OF_ONE_HOP and not pair[0].startswith(b"market-")]
+
+
+def from_peer(headers: Headers) -> Headers:
+    """Headers of a peer's answer that the user gets: what describes the answer, each once, and nothing that acts on the client."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _OF_AN_ANSWER:
+            found.setdefault(name, value)
+    return list(found.items())
 
 
 class Job:

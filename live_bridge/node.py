@@ -145,8 +145,9 @@ class Node:
         self.pilot = Pilot(settings.policy, seed)
         self.named()
         backend = settings.backend
-        self.relay = Relay(self.client, self.engine_url, assembly.engine_key(settings), backend.connect_s, backend.first_byte_s)
         self.watcher = assembly.watcher_of(settings, self.client, self.engine_url, self.clock, self.metrics.reading)
+        own_key, patience = assembly.engine_key(settings), (backend.connect_s, backend.first_byte_s)
+        self.relay = Relay(self.client, self.engine_url, own_key, *patience, self.watcher.wake)
 
     def _make_market(self) -> None:
         """Make what deals with peers and users."""

@@ -1,6 +1,6 @@
 """From the engine to whoever waits: bytes as they come, tokens counted, a broken answer told apart from a whole one."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import orjson
@@ -92,13 +92,16 @@ class UserSink:
 class Relay:
     """The engine behind this node, as a source of answers."""
 
-    def __init__(self, client: HttpClient, url: str, headers: Headers, connect_s: float, first_byte_s: float) -> None:
-        """Take the engine's URL and the headers (its own API key) that every request to it carries."""
+    def __init__(
+        self, client: HttpClient, url: str, headers: Headers, connect_s: float, first_byte_s: float, failed: Callable[[], None]
+    ) -> None:
+        """Take the engine's URL, the headers (its own API key) that every request to it carries, and who hears that one failed."""
         self._client = client
         self._url = url.rstrip("/")
         self._headers = headers
         self._connect_s = connect_s
         self._first_byte_s = first_byte_s
+        self._failed = failed
 
     async def get(self, path: str) -> tuple[int, Headers, bytes]:
         """Ask the engine for a small page, whole.
@@ -136,11 +139,15 @@ class Relay:
             )
         except HttpError as error:
             job.failure = f"engine: {error}"
+            self._failed()
             return BROKE
         try:
-            return await pass_on(reply, job, sink, now)
+            outcome = await pass_on(reply, job, sink, now)
         finally:
             reply.close()
+        if outcome in {BROKE, CUT}:
+            self._failed()
+        return outcome
 
 
 class Now(Protocol):

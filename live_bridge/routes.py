@@ -17,7 +17,7 @@ from live_bridge.peers.users import Denied
 from live_bridge.purse import duel_won
 from live_bridge.relay import refuse
 from live_bridge.society import GOSSIP, HELLO
-from live_bridge.trade import OFFER, WORK
+from live_bridge.trade import OFFER, WITHDRAW, WORK
 from live_bridge.view.feed import EVENTS_PATH, PAGE_PATH
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Router:
         self._peers: dict[str, Callable[[Message, Response], Awaitable[None]]] = {
             OFFER: node.host.offer,
             WORK: node.host.work,
+            WITHDRAW: node.host.withdraw,
             GOSSIP: self._gossip,
             JUDGE: node.bench.judge,
             VERDICT: self._verdict,

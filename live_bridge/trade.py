@@ -1,5 +1,6 @@
 """Work that goes out: offered to peers, its price set aside before it is sent, relayed byte for byte, paid as it was delivered."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -8,7 +9,7 @@ from live_bridge.brain.work import COPY_MARK
 from live_bridge.core import Core
 from live_bridge.correspondence import Correspondence, UnansweredError
 from live_bridge.http.message import HttpError, Reply
-from live_bridge.job import PEER, Job, passed_out
+from live_bridge.job import PEER, Job, from_peer
 from live_bridge.ledger.orders import Delivery
 from live_bridge.metrics import NodeMetrics
 from live_bridge.peers.frames import Decoder, Failed, FrameError, Head, Receipt, payable
@@ -16,11 +17,12 @@ from live_bridge.portrait import Portrait
 from live_bridge.purse import Held, Purse, proof_of
 from live_bridge.relay import BROKE, CUT, DONE, REFUSED, Sink, answer_tokens, is_streamed
 
-OFFER, WORK = "/market/v1/offer", "/market/v1/work"
+OFFER, WORK, WITHDRAW = "/market/v1/offer", "/market/v1/work", "/market/v1/withdraw"
 MOST_ANSWER = 256 << 20
 """Bytes of an answer that a peer may send."""
 TOLERANCE = 8
 """Tokens by which a peer's count may exceed ours in good faith."""
+WITHDRAW_S = 2.0
 PATIENCE_S = 600.0
 """Seconds on the wall until a peer's answer begins: the engine's own limit is the executor's to keep."""
 
@@ -53,9 +55,10 @@ class Trade:
         self._portrait = portrait
         self._spawn = spawn
         self._held: dict[str, Held] = {}
+        self._away: dict[str, asyncio.Timeout] = {}
         self.delivered: dict[str, tuple[Held, Delivery]] = {}
         """Paid work by job id, kept while a duel may need it."""
-        core.carry_out |= {"ask": self._ask, "send": self._send, "fail": self._fail}
+        core.carry_out |= {"ask": self._ask, "send": self._send, "fail": self._fail, "recall": self._recall}
 
     def _ask(self, job_id: str, peer: str, price_micro: int) -> None:
         self._spawn(self._offer(job_id, peer, price_micro))
@@ -70,6 +73,12 @@ class Trade:
         if job is not None:
             job.decree("fail", reason)
 
+    def _recall(self, job_id: str) -> None:
+        """Wait no longer for a peer that is believed gone, whatever its connection looks like."""
+        limit = self._away.get(job_id)
+        if limit is not None:
+            limit.reschedule(asyncio.get_running_loop().time())
+
     async def _offer(self, job_id: str, peer: str, price_micro: int) -> None:
         """Offer work to a peer; where it accepts, set its price aside before the work is sent."""
         job = self._core.jobs.get(job_id)
@@ -82,11 +91,21 @@ class Trade:
                 self._held[job_id] = held
             else:
                 answer = "no"
+                self._spawn(self._withdraw(job_id, peer))
         if job_id in self._core.jobs:
             self._metrics.offer("sent", answer)
             self._core.emit("answer", job_id, peer, answer)
-        else:
-            self._release(job_id)
+            return
+        self._release(job_id)
+        if answer == "yes":
+            self._spawn(self._withdraw(job_id, peer))
+
+    async def _withdraw(self, job_id: str, peer: str) -> None:
+        """Tell a peer that the work which it has accepted will not come, so that it keeps no room for it."""
+        try:
+            await self._letters.ask(peer, WITHDRAW, {"id": job_id}, WITHDRAW_S)
+        except UnansweredError:
+            return  # it forgets by itself after a while
 
     async def _answer(self, job: Job, peer: str) -> str:
         core = self._core
@@ -124,13 +143,17 @@ class Trade:
         passage = Passage(job, sink, self._core.clock.now, Decoder(self._core.network, held.hold_id, public, MOST_ANSWER))
         outcome = CUT
         try:
-            reply = await self._letters.stream(peer, WORK, work_letter(job, held), PATIENCE_S)
-            with reply:
-                outcome = await passage.run(reply)
+            async with asyncio.timeout(None) as self._away[job.id]:
+                reply = await self._letters.stream(peer, WORK, work_letter(job, held), PATIENCE_S)
+                with reply:
+                    outcome = await passage.run(reply)
+        except TimeoutError:
+            outcome = await passage.recalled()
         except UnansweredError as error:
             job.failure = str(error)
             outcome = BROKE
         finally:
+            del self._away[job.id]
             self._settle(job, held, passage, outcome)
             self._portrait.sent(peer, job.id)
         return outcome
@@ -227,7 +250,12 @@ class Passage:
     async def _begin(self) -> None:
         if not self._started and self._head is not None:
             self._started = True
-            await self._sink.head(self._head.status, passed_out(self._head.headers))
+            await self._sink.head(self._head.status, from_peer(self._head.headers))
+
+    async def recalled(self) -> str:
+        """The executor is believed gone: nothing more is waited for."""
+        self._job.failure = "peer: is gone, by the news of all"
+        return await self._cut("executor_gone")
 
     async def _cut(self, code: str) -> str:
         """The executor cannot go on: somebody else may, as long as nothing was passed on."""
@@ -248,7 +276,7 @@ class Passage:
             job.tokens = self.counted()
             if job.keep is not None:
                 job.keep += self._whole
-            await self._sink.whole(head.status, passed_out(head.headers), bytes(self._whole))
+            await self._sink.whole(head.status, from_peer(head.headers), bytes(self._whole))
         return DONE if head.status < 400 else REFUSED
 
 

@@ -42,6 +42,7 @@ class Upkeep:
         self._seen: bool | None = None
         self._counted: dict[str, int] = {}
         pilot.late = self._follow
+        watcher.turned = self.look
 
     async def tick(self) -> None:
         """Look at the engine, then let the mind do its upkeep."""

@@ -135,7 +135,9 @@ def report_text(found: Calibration) -> str:
         for field, measured, predicted, error in zip(Figures._fields, run.measured, run.predicted, run.error, strict=True):
             rows.append((f"  {field}", f"{measured:.4f}", f"{predicted:.4f}", f"{error:+.1%}"))
     table = [f"{name:<24}{measured:>10}{predicted:>10}{error:>9}" for name, measured, predicted, error in rows]
-    return "\n".join([*table, f"decode step from beginning to end: {found.drift:+.1%}"])
+    seen = found.held_out.error
+    first = f"time to first token, held out: mean {seen.ttft_mean_s:+.1%}, p50 {seen.ttft_p50_s:+.1%}, p99 {seen.ttft_p99_s:+.1%}"
+    return "\n".join([*table, first, f"decode step from beginning to end: {found.drift:+.1%}"])
 
 
 def report_json(found: Calibration, source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from live_bridge.backends.metrics import BadMetricError, Kind, Load, MissingMetricError, read
 from live_bridge.clock import Clock
@@ -32,9 +33,12 @@ class Watcher:
         period_s  market s between readings
         stale_s   market s after which a reading is no longer believed
         headers   sent along, such as the engine's own key
-        count     told backend_poll_ok, _unreachable, _timeout, _status, _missing or _bad at each reading
+        count     told backend_poll_ok, _unreachable, _timeout, _status, _missing or _bad at each reading, and
+                  _silent when /health does not answer either
         """
-        self.url = url.rstrip("/") + ("/v1/models" if kind == "openai" else "/metrics")
+        root = url.rstrip("/")
+        self.url = root + ("/v1/models" if kind == "openai" else "/metrics")
+        self._health = None if kind == "openai" else f"{root}/health"
         self.error: str | None = None
         self._client, self._kind, self._clock = client, kind, clock
         self._period_s, self._stale_s = period_s, stale_s
@@ -43,6 +47,8 @@ class Watcher:
         self._heard_s = -math.inf
         self._refused = False
         self._wake = asyncio.Event()
+        self.turned: Callable[[], None] = lambda: None
+        """Hears at once that nobody is there any more."""
 
     def load(self) -> Load | None:
         """The latest reading; None when it is too old, or there never was one: then count own work in flight."""
@@ -76,37 +82,66 @@ class Watcher:
                 continue
 
     async def poll(self) -> None:
-        """Read once. Whatever goes wrong is counted and kept in `error`; an older reading stays until it is stale."""
+        """Read once. Whatever goes wrong is counted and kept in `error`; an older reading stays until it is stale.
+
+        Where the metrics hang or fail, the engine is asked whether it is well all the same: that they do not tell is no reason
+        to call it down.
+        """
         asked_s = self._clock.now()
         try:
-            async with asyncio.timeout(self._clock.wall_s(self._stale_s)):
-                status, body = await self._ask()
+            status, body = await self._ask(self.url)
             self._refused = False
             if status < 500:
                 self._heard_s = asked_s
+            else:
+                await self._ask_health()
             self._note(status, body, asked_s)
         except ConnectFailed as error:
-            self._refused = True
             self._failed("unreachable", str(error))
+            self._gone()
         except TimeoutError:
-            self._failed("timeout", f"{self.url}: no answer within {self._stale_s:g} s")
+            self._failed("timeout", f"{self.url}: no answer within {self._patience_s:g} s")
+            await self._ask_health()
         except MissingMetricError as error:
             self._failed("missing", str(error))
         except BadMetricError as error:
             self._failed("bad", str(error))
         except OSError as error:
             self._failed("unreachable", str(error))
+            await self._ask_health()
 
-    async def _ask(self) -> tuple[int, bytes]:
-        patience_s = self._clock.wall_s(self._stale_s)
-        with await self._client.request(
-            "GET",
-            self.url,
-            self._headers,
-            connect_s=min(patience_s, self._clock.wall_s(2 * self._period_s)),
-            first_byte_s=patience_s,
-        ) as reply:
-            return reply.status, await reply.body(ANSWER_BYTES)
+    @property
+    def _patience_s(self) -> float:
+        """Market s that one question may take: two of them, one after the other, are answered before old news is stale."""
+        return self._stale_s if self._health is None else max((self._stale_s - self._period_s) / 2.0, self._stale_s / 4.0)
+
+    async def _ask(self, url: str) -> tuple[int, bytes]:
+        patience_s = self._clock.wall_s(self._patience_s)
+        connect_s = min(patience_s, self._clock.wall_s(2 * self._period_s))
+        async with asyncio.timeout(patience_s):
+            with await self._client.request("GET", url, self._headers, connect_s=connect_s, first_byte_s=patience_s) as reply:
+                return reply.status, await reply.body(ANSWER_BYTES)
+
+    async def _ask_health(self) -> None:
+        """Hear of the engine by another way than its metrics; silence is no news."""
+        if self._health is None:
+            return
+        asked_s = self._clock.now()
+        try:
+            status, _ = await self._ask(self._health)
+        except ConnectFailed:
+            self._gone()
+        except OSError:
+            self._count("backend_poll_silent")
+        else:
+            self._refused = False
+            if status == 200:
+                self._heard_s = asked_s
+
+    def _gone(self) -> None:
+        if not self._refused:
+            self._refused = True
+            self.turned()
 
     def _note(self, status: int, body: bytes, asked_s: float) -> None:
         """Take an answer; the reading is as old as the question."""

@@ -12,7 +12,7 @@ from live_bridge.brain.belief import MARKET, NONE, SELF, Belief
 from live_bridge.brain.contest import Contests
 from live_bridge.brain.engine import EngineView
 from live_bridge.brain.line import Line
-from live_bridge.brain.work import COPY, GUEST, JUDGE, OFFERED, PROMISED, QUEUED, REMOTE, RUNNING, USER, Work
+from live_bridge.brain.work import COPY, GUEST, JUDGE, OFFERED, PROMISED, QUEUED, REMOTE, RUNNING, USER, Work, losses
 from market import gossip, provider, serving
 from market.action import MASK_SIZE, intent_of_action, intent_of_paper, write_mask
 from market.observation import OBSERVATION_SIZE, write_observation
@@ -345,7 +345,7 @@ class Brain:
         """A gossip round: post the own row, let silence count, sum up the market, name a partner."""
         belief = self.belief
         provider.post(belief.rows[SELF], self.node, self.engine.record, self.profile, now, 1)
-        out: list[Command] = [["lost", peer] for peer in belief.age(now)]
+        out: list[Command] = [each for peer in belief.age(now) for each in losses(self.works, peer, belief.places[peer])]
         provider.size_up(self.node, self.profile)
         belief.survey(self.node, now)
         partner = belief.partner()

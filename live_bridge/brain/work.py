@@ -58,3 +58,8 @@ class Work:
         self.streamed = False  # whether `generated` is counted, not estimated
         self.blocks = 0
         self.duel: str | None = None
+
+
+def losses(works: dict[str, Work], peer: str, place: int) -> list[list[str]]:
+    """Tell that a peer is gone, and call back all that is there, by its roster place; the answer `broke` follows for each."""
+    return [["lost", peer], *(["recall", work.id] for work in works.values() if work.state == REMOTE and work.peer == place)]

@@ -186,6 +186,26 @@ def test_a_silent_peer_is_suspected_then_lost() -> None:
     assert brain.alive() == []
 
 
+def test_work_at_a_peer_that_is_gone_is_called_back_and_no_other() -> None:
+    brain = mind(peers=("ann", "bob"), policy=ALWAYS)
+    at: dict[str, str] = {}
+    for k in range(12):
+        name = f"r{k}"
+        at[name] = brain.on(["arrive", 1.0, name, 100, 50])[0][2]
+        if k < 10:
+            brain.on(["answer", 1.0, name, at[name], "yes"])  # the last two are only on offer
+    assert set(at.values()) == {"ann", "bob"}
+    told: list[list[Any]] = []
+    for second in range(1, 60):
+        brain.on(["heard", float(second), [["bob", 2 + second, 0.0, 1.0, 0.1, 1.0, 0, 0]]])
+        told += [command for command in brain.on(["gossip", float(second)]) if command[0] in {"lost", "recall"}]
+    assert told[0] == ["lost", "ann"]
+    assert sorted(told[1:]) == sorted(["recall", f"r{k}"] for k in range(10) if at[f"r{k}"] == "ann")
+    away, back = brain.node.away, told[1][1]
+    assert brain.on(["answer", 60.0, back, "ann", "broke"])[0][:3] == ["ask", back, "bob"]
+    assert brain.node.away == away - 1
+
+
 def test_only_newer_news_counts() -> None:
     brain = mind(peers=("ann",))
     brain.on(["heard", 1.0, [["ann", 4, 0.0, 99.0, 0.9, 0.0, 0, 0]]])

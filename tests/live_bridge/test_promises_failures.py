@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from live_bridge.http.message import Request, Response
+from live_bridge.journal import read
+from live_bridge.replay import replay
 from tests.live_bridge.streams import events_of
 from tests.live_bridge.test_promises_money import PRICE, at_rest
 from tests.live_bridge.test_promises_streams import holds
@@ -20,6 +22,7 @@ from tests.live_bridge.towns import (
     Script,
     Town,
     broken_off,
+    calm,
     hang_up,
     silent,
     status,
@@ -108,6 +111,57 @@ def test_a_killed_executor_is_replaced_before_its_first_token_and_told_of_behind
     asyncio.run(scene())
     paid = [(paid_micro, tokens) for _, paid_micro, tokens, _ in holds(tmp_path / "n0" / "home")]
     assert paid == [(0, 0), (PRICE, 5), (PRICE * 3 // 8, 3)]
+
+
+def test_work_at_a_peer_that_hangs_comes_back_when_it_is_believed_gone(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with (
+            Engine(whole()) as mine,
+            Engine(silent) as theirs,
+            town(tmp_path, [mine, theirs], policy=[ALWAYS, NEVER], **calm(gossip_s=0.3, suspect_rounds=6, gone_rounds=6)) as place,
+        ):
+            begun = asyncio.create_task(place.ask(0))
+            await theirs.until(lambda: theirs.running == 1)
+            theirs.script = stream(5, hold=asyncio.Event(), after=2)
+            body = b'{"prompt":"hello","stream":true,"max_tokens":8}'
+            with await place.client.request("POST", place.urls[0] + "/v1/completions", [], body) as reply:
+                said = b""
+                while b" t1" not in said:
+                    said += await anext(reply)
+                pid = place.fleet.pids()["n1"]
+                os.kill(pid, signal.SIGSTOP)  # its connections stay open, and nothing comes any more
+                try:
+                    async with asyncio.timeout(20.0):
+                        said += await reply.body(1 << 20)
+                        code, answer, headers = await begun
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+            assert (code, answer["choices"][0]["text"], len(mine.asked)) == (200, " a a a", 1)
+            assert dict(headers)[b"market-executor"] == (await place.get("/market/v1/state"))["id"].encode()
+            assert (error_of(said)["code"], error_of(said)["tokens_delivered"]) == ("executor_gone", 2)
+            await place.until(lambda: at_rest_alone(place))
+            await theirs.until(lambda: theirs.left == 2)
+
+    asyncio.run(scene())
+    journal = tmp_path / "n0" / "home" / "journal.jsonl"
+    assert sum(command[0] == "recall" for _, commands in list(read(journal))[1:] for command in commands) == 2
+    assert replay(read(journal), str(journal)).different is None
+
+
+def test_a_failed_request_shows_at_once_that_the_engine_is_gone(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Engine() as engine, town(tmp_path, [engine], backend={"metrics_s": 600.0, "stale_s": 1200.0}) as place:
+            assert (await place.ask())[0] == 200
+            assert await place.metric("wwwserve_backend_up") == 1.0
+            engine.end()
+            assert (await place.ask())[0] in {502, 503}
+
+            async def seen() -> bool:
+                return await place.metric("wwwserve_backend_up") == 0.0
+
+            await place.until(seen)  # long before the next reading of its metrics
+
+    asyncio.run(scene())
 
 
 async def at_rest_alone(place: Town) -> bool:

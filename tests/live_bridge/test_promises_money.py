@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from live_bridge.trade import WITHDRAW
 from tests.live_bridge.strangers import Stranger
 from tests.live_bridge.test_promises_streams import holds
 from tests.live_bridge.towns import ALWAYS, NEVER, Engine, Script, Town, broken_off, hang_up, status, steady, stream, town, whole
@@ -95,6 +96,27 @@ def test_work_and_answers_that_nobody_asked_for_pay_nothing(tmp_path: Path) -> N
             status_, _, _ = await place.ask(0, path="/market/v1/answer", **receipt)
             assert status_ == 404  # there is no door for answers: they come in reply to work, or not at all
             assert await owned(place) == before
+            for stranger in (one, other):
+                await stranger.leave()
+
+    asyncio.run(scene())
+
+
+def test_a_promise_is_withdrawn_by_whom_it_was_given_to_and_by_nobody_else(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with Engine() as mine, Engine() as theirs, town(tmp_path, [mine, theirs], **steady()) as place:
+            _, executor = await ids(place)
+            one, other = await Stranger.of(place, tmp_path / "one"), await Stranger.of(place, tmp_path / "other")
+            await one.open()
+            proof = await one.hold(executor)
+            work_id = await one.offer(executor)
+            for letter in ({"id": work_id}, {"id": [work_id]}, {}, [work_id], None):
+                assert await other.say(executor, WITHDRAW, letter) == (200, {"withdrawn": False})
+            assert await one.say(executor, WITHDRAW, {"id": work_id}) == (200, {"withdrawn": True})
+            assert await one.say(executor, WITHDRAW, {"id": work_id}) == (200, {"withdrawn": False})
+            assert (await one.work(executor, work_id, proof))[0] == 409
+            work_id = await one.offer(executor)
+            assert (await one.work(executor, work_id, proof))[0] == 200  # what was not spent pays for the next
             for stranger in (one, other):
                 await stranger.leave()
 

@@ -11,7 +11,7 @@ import pytest
 
 from live_bridge.backends import calibrate as command
 from live_bridge.backends import rehearsal
-from live_bridge.backends.calibrate import Calibration, Plan, calibrate, profile_text, report_json
+from live_bridge.backends.calibrate import Calibration, Plan, calibrate, profile_text, report_json, report_text
 from live_bridge.backends.engine import Engine, Size
 from live_bridge.backends.probe import Timing
 from live_bridge.backends.sweep import Coefficients, Decode, Limits, Prefill, batches, fit, together
@@ -124,6 +124,9 @@ def test_a_profile_that_was_written_can_be_read_and_served(tmp_path: Path) -> No
     assert (profile.kind, profile.error, profile.quality, profile.source) == ("measured", 0.03, -0.5, 'said "so"')
     for name, value in CARD._asdict().items():
         assert getattr(profile, name) == pytest.approx(value, rel=1e-3)
+    seen = out.held_out.error
+    said = f"time to first token, held out: mean {seen.ttft_mean_s:+.1%}, p50 {seen.ttft_p50_s:+.1%}, p99 {seen.ttft_p99_s:+.1%}"
+    assert said in report_text(out).splitlines()
     document = json.loads(json.dumps(report_json(out, "x")))
     assert document["runs"]["held_out"]["error"]["ttft_p99_s"] == 0.03
     written = path.read_text(encoding="utf-8").splitlines()

@@ -24,11 +24,15 @@ class Backend:
 
     def __init__(self) -> None:
         self.status, self.text, self.hang, self.asked = 200, VLLM, False, asyncio.Condition()
+        self.well: int | None = None  # what /health says for itself
         self.count, self.keys, self.paths = 0, set[bytes | None](), set[str]()
         self.server: Server | None = None
         self.port = 0
 
     async def handle(self, request: Request, response: Response) -> None:
+        if request.path == "/health" and self.well is not None:
+            response.send(self.well, [], b"")
+            return
         self.keys.add(request.header(b"authorization"))
         self.paths.add(request.path)
         async with self.asked:
@@ -146,9 +150,10 @@ def test_an_engine_that_hangs_is_neither_alive_nor_idle_once_the_news_is_stale()
         backend.hang = True
         await backend.polls(1)
         assert watcher.load() is not None
-        await until(lambda: counts["backend_poll_timeout"] > 0)
-        assert watcher.load() is None and not watcher.alive
-        assert "no answer within 0.4 s" in str(watcher.error)
+        await until(lambda: watcher.load() is None and not watcher.alive)
+        assert counts["backend_poll_timeout"] > 0
+        assert "no answer within 0.175 s" in str(watcher.error)
+        assert counts["backend_poll_silent"] > 0
 
     watched(scenario)
 
@@ -161,6 +166,40 @@ def test_an_engine_whose_front_says_503_dies_only_by_and_by() -> None:
         await until(lambda: not watcher.alive)
         assert watcher.load() is None
         assert counts["backend_poll_status"] > 2
+
+    watched(scenario)
+
+
+@pytest.mark.parametrize("spoil", [lambda backend: setattr(backend, "hang", True), lambda backend: setattr(backend, "status", 500)])
+def test_an_engine_that_is_well_is_not_called_down_because_its_metrics_hang_or_fail(spoil: Callable[[Backend], None]) -> None:
+    async def scenario(backend: Backend, watcher: Watcher, counts: Counter[str]) -> None:
+        backend.well = 200
+        spoil(backend)
+        await until(lambda: watcher.load() is None)
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + 3 * STALE_S
+        while loop.time() < end_s:
+            assert watcher.alive, watcher.error
+            await asyncio.sleep(0.01)
+        assert watcher.load() is None and watcher.age_s > STALE_S  # well, and not idle
+        assert counts["backend_poll_timeout"] + counts["backend_poll_status"] > 2 and counts["backend_poll_silent"] == 0
+        backend.well = 503  # its engine has died behind the server
+        await until(lambda: not watcher.alive)
+
+    watched(scenario)
+
+
+def test_who_asks_is_told_at_once_that_an_engine_is_gone_and_once_only() -> None:
+    async def scenario(backend: Backend, watcher: Watcher, counts: Counter[str]) -> None:
+        told: list[bool] = []
+        watcher.turned = lambda: told.append(watcher.alive)
+        backend.down()
+        await until(lambda: counts["backend_poll_unreachable"] > 2)
+        assert told == [False]
+        await backend.up()
+        await until(lambda: watcher.alive)
+        backend.down()
+        await until(lambda: len(told) == 2)
 
     watched(scenario)
 
