@@ -196,10 +196,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return _parse(text, str(path))
 
 
+SAFE = {"dispatch_s": 0.0, "escrow": 1, "duellists_judge": 0, "judges_least": 1}
+"""Terms that only a simulated market may change: they stand for quirks of WWW.Serve's released code, which no node has."""
+
+
 def terms_named(name: str) -> Terms:
     """The terms of a market by name in conf/market, or from a YAML file."""
     values, place = _named("market", name)
-    return read(Terms, values, place)
+    terms = read(Terms, values, place)
+    unsafe = {key: getattr(terms, key) for key, safe in SAFE.items() if getattr(terms, key) != safe}
+    if unsafe:
+        rule = "must be {0:g} on a node, got {1:g}: it is a quirk to be simulated only"
+        raise SettingsError(*(Slip(place, key, rule.format(SAFE[key], got)) for key, got in unsafe.items()))
+    return terms
 
 
 def profile_named(name: str) -> Profile:

@@ -81,6 +81,31 @@ def settle(accounts, payer, payee, held, amount):
 
 
 @rule
+def set_aside(account, amount, escrowed):
+    """Escrow `amount` (micro-credits) where the terms ask for it; without escrow nothing moves and nobody is refused."""
+    return escrow(account, amount) if escrowed == 1 else True
+
+
+@rule
+def give_back(accounts, payer, held, escrowed):
+    """End the escrow of work that is not done; without escrow there is nothing to give back."""
+    if escrowed == 1:
+        settle(accounts, payer, payer, held, 0)
+
+
+@rule
+def pay_up(accounts, payer, payee, held, escrowed):
+    """Pay `held` micro-credits for work that is done; returns what was paid: 0 when nothing is in escrow and the payer is broke.
+
+    source   credit_ledger.py of the released code, whose transfers fail silently; only without escrow
+    """
+    if escrowed == 1:
+        settle(accounts, payer, payee, held, held)
+        return held
+    return held if pay(accounts, payer, payee, held) else 0
+
+
+@rule
 def commit(account, amount):
     """Turn free credit into stake; False when free credit is less than `amount` (micro-credits, >= 0)."""
     assert amount >= 0

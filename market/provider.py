@@ -103,6 +103,17 @@ def open_node(node, slo_s):
 
 
 @rule
+def take_turn(turn_s, now, dispatch_s, most_s):
+    """When the next decision may be taken if one is taken now, or -1 when it is not a provider's turn yet.
+
+    turn_s       when the next decision may be taken (s)
+    dispatch_s   time that a decision takes (s), > 0
+    most_s       idle time (s) for which decisions may be made up, >= 0: a driver that looks rarely decides about several at once
+    """
+    return -1.0 if turn_s > now else max(turn_s, now - most_s) + dispatch_s
+
+
+@rule
 def price(terms, prompt, output):
     """Price (micro-credits) of delegated work with `prompt` tokens and a forecast of `output` tokens."""
     return terms.price_per_request_micro + terms.price_per_ktoken_micro * (prompt + output) // 1000

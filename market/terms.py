@@ -23,6 +23,7 @@ Seconds = Annotated[float, Range(0.0, 1e9, "s")]
 Positive = Annotated[float, Range(1e-6, 1e9, "s")]
 Credits = Annotated[float, Range(0.0, 1e9, "credits")]
 PerMille = Annotated[int, Range(0, 1000, "thousandths")]
+Switch = Annotated[int, Range(0, 1, "1 = yes")]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Terms:
     paper_accept: Share  # paper rules: probability to accept when below it
     paper_queue: Share  # paper rules: probability to queue at home when not offered
     central_usage_target: Share  # the paper's centralised scheduler: stay at home below this KV use
+    dispatch_s: Seconds  # a provider decides about one own request in this time; 0 = at once
+    escrow: Switch  # the price is set aside on acceptance; else it is paid with the answer, if the payer still can
+    duellists_judge: Switch  # who answered may be drawn to judge
+    judges_least: Annotated[int, Range(1, 3, "judges")]  # a duel for which fewer are found has no verdict
 
 
 _MONEY = {"initial_credit", "initial_stake", "price_per_request", "price_per_ktoken", "judge_fee", "stake_rate"}

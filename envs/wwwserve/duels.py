@@ -104,7 +104,7 @@ def on_answer(w, n, r, now):
 
 @rule
 def _draw_judges(w, n, k, now):
-    """Draw judges by stake, never a duellist nor the origin, and send them the question with both answers."""
+    """Draw judges by stake, never the origin nor (but by the terms) a duellist, and send them the question with both answers."""
     setting = w.setting[0]
     terms = w.terms[0]
     duel = w.duel[k]
@@ -117,11 +117,11 @@ def _draw_judges(w, n, k, now):
     banned[0] = p
     banned[1] = duel.executor_a
     banned[2] = duel.executor_b
-    count = 3
+    count = 1 if terms.duellists_judge == 1 else 3
     for seat in range(terms.judges):
         u = chance(w, n, p, MARKET)
         peer = stake.draw(w.account, w.row, first, (first + p) * setting.providers, setting.providers, banned, count, u)
-        if peer == NONE or not ledger.escrow(w.account[first + p], terms.judge_fee_micro):
+        if peer == NONE or not ledger.set_aside(w.account[first + p], terms.judge_fee_micro, terms.escrow):
             break
         duel.judge[seat] = peer
         duel.vote[seat] = rules.PENDING
@@ -130,8 +130,19 @@ def _draw_judges(w, n, k, now):
         count += 1
     free_slot(w, n, judge)
     duel.fee_micro = terms.judge_fee_micro
+    if duel.judges < terms.judges_least:
+        _drop(w, n, duel)
     for seat in range(duel.judges):
         _send_judge(w, n, k, seat, now)
+
+
+@rule
+def _drop(w, n, duel):
+    """End a duel for which too few judges were found: their fees go back, nothing is decided."""
+    for _seat in range(duel.judges):
+        ledger.give_back(w.account, n * w.setting[0].providers + duel.origin, duel.fee_micro, w.terms[0].escrow)
+    duel.judges = 0
+    duel.open = 0
 
 
 @rule
@@ -144,7 +155,7 @@ def _send_judge(w, n, k, seat, now):
     first = n * setting.providers
     r = take_slot(w, n, SPARE)
     if r == NONE:
-        ledger.settle(w.account, first + p, first + duel.judge[seat], duel.fee_micro, 0)
+        ledger.give_back(w.account, first + p, duel.fee_micro, terms.escrow)
         duel.vote[seat] = rules.ABSTAIN
         return
     q = duel.judge[seat]

@@ -46,6 +46,35 @@ def dispatch(w, n, p, r, now):
 
 
 @rule
+def _may_decide(w, g, request, now):
+    """Take provider g's (absolute) turn to decide about an own request; False while the last decision still takes its time.
+
+    Where decisions take time, what was placed stays placed.
+    """
+    terms = w.terms[0]
+    if terms.dispatch_s == 0.0:
+        return True
+    if request.placed == 1:
+        return False
+    turn_s = provider.take_turn(w.driver[g].dispatch_next_s, now, terms.dispatch_s, terms.reoffer_s)
+    if turn_s < 0.0:
+        return False
+    w.driver[g].dispatch_next_s = turn_s
+    return True
+
+
+@rule
+def receive(w, n, p, r, now):
+    """Dispatch a new own request r of provider p in its turn; until then it stands in the queue, undecided."""
+    g = n * w.setting[0].providers + p
+    w.request[r].placed = 0
+    if (w.terms[0].dispatch_s == 0.0 or w.node[g].queue_head == NONE) and _may_decide(w, g, w.request[r], now):
+        dispatch(w, n, p, r, now)
+    else:
+        put(w, n, p, r, now, 0)
+
+
+@rule
 def offer(w, n, r, now):
     """Begin to offer request r to drawn peers, in turn."""
     request = w.request[r]
@@ -117,7 +146,7 @@ def on_offer(w, n, r, q, now):
     u = chance(w, n, q, MARKET) if node.p_accept < 1.0 else 0.0
     if provider.on_offer(node, kv_use, forecast, request.deadline_s - now, u):
         cost = provider.price(w.terms[0], request.prompt_tokens, request.forecast_tokens)
-        if ledger.escrow(w.account[n * w.setting[0].providers + request.origin], cost):
+        if ledger.set_aside(w.account[n * w.setting[0].providers + request.origin], cost, w.terms[0].escrow):
             _take(w, n, r, q, cost, now)
             send(w, n, now + back_s, ACCEPTED, r, q)
             put(w, n, q, r, now, 1)
@@ -191,7 +220,8 @@ def _sort_out(w, n, p, now):
         request = w.request[r]
         following = request.next
         decision = provider.HOLD
-        if request.origin == p and request.kind == USER and now - request.offered_s >= w.terms[0].reoffer_s:
+        mine = request.origin == p and request.kind == USER and now - request.offered_s >= w.terms[0].reoffer_s
+        if mine and _may_decide(w, g, request, now):
             decision = _decide(w, n, p, r, _forecast_behind(w, g, r, ahead, ahead_prompt, ahead_output), now)
         if decision == provider.OFFER:
             drop_queue(w, g, r, previous)

@@ -158,6 +158,7 @@ def _open_provider(w, n, p):
     driver.tokens_mark = 0
     driver.wealth_mark = ledger.wealth(w.account[g])
     driver.decision_s = 0.0
+    driver.dispatch_next_s = 0.0
     driver.review_next_s = terms.reoffer_s * chance(w, n, p, SETUP)
     w.node[g].online = 1 if place.join_s <= 0.0 else 0
 

@@ -27,11 +27,11 @@ def on_accepted(w, n, r, now):
 
 @rule
 def _pay(w, n, p, q, held):
-    """Pay executor q of provider p's work what was set aside for it."""
+    """Pay executor q of provider p's work what was set aside for it, or promised."""
     first = n * w.setting[0].providers
-    ledger.settle(w.account, first + p, first + q, held, held)
-    w.node[first + p].spend_micro += held
-    w.node[first + q].income_micro += held
+    paid = ledger.pay_up(w.account, first + p, first + q, held, w.terms[0].escrow)
+    w.node[first + p].spend_micro += paid
+    w.node[first + q].income_micro += paid
     w.node[first + p].away -= 1
 
 
@@ -112,7 +112,7 @@ def _take_back(w, n, p, r, now):
     """Release what provider p has set aside for lost request r, and begin anew when a user still waits for it."""
     g = n * w.setting[0].providers + p
     request = w.request[r]
-    ledger.settle(w.account, g, g, request.held_micro, 0)
+    ledger.give_back(w.account, g, request.held_micro, w.terms[0].escrow)
     request.held_micro = 0
     w.node[g].away -= 1
     if request.kind != USER or request.answered == 1:

@@ -4,7 +4,7 @@ from envs.wwwserve.answers import count_due, fail_and_free, open_request
 from envs.wwwserve.central import schedule
 from envs.wwwserve.duels import on_duel_end
 from envs.wwwserve.messages import ACCEPTED, ASSIGN, DECLINED, DUEL_END, OFFER, RESULT, SILENCE
-from envs.wwwserve.offers import dispatch, on_offer, on_refusal, review
+from envs.wwwserve.offers import on_offer, on_refusal, receive, review
 from envs.wwwserve.pool import drop_first, set_wake, take_slot
 from envs.wwwserve.reset import reset_network
 from envs.wwwserve.results import on_accepted, on_assigned, on_result
@@ -38,7 +38,7 @@ def on_arrival(w, n, p, now):
         # The last slot is never kept: the request that finds no other is refused, which counts as a failure.
         fail_and_free(w, n, r)
     elif setting.dispatch == MARKET_DISPATCH:
-        dispatch(w, n, p, r, now)
+        receive(w, n, p, r, now)
     else:
         schedule(w, n, p, r, now)
     w.driver[g].arrival_next_s = next_arrival_s(w, n, p, now)

@@ -212,6 +212,17 @@ def test_terms_and_profiles_are_found_by_name_or_file(tmp_path: Path) -> None:
     assert profile_named("l4_qwen3_8b").kv_blocks > 0
 
 
+def test_terms_that_a_node_cannot_keep_are_refused_by_name() -> None:
+    with pytest.raises(SettingsError) as refused:
+        terms_named("released")
+    assert str(refused.value).splitlines() == [
+        "conf/market/released.yaml: dispatch_s must be 0 on a node, got 0.5: it is a quirk to be simulated only",
+        "conf/market/released.yaml: escrow must be 1 on a node, got 0: it is a quirk to be simulated only",
+        "conf/market/released.yaml: duellists_judge must be 0 on a node, got 1: it is a quirk to be simulated only",
+        "conf/market/released.yaml: judges_least must be 1 on a node, got 3: it is a quirk to be simulated only",
+    ]
+
+
 def test_terms_that_are_not_there_or_not_whole_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"conf/market: has no papr\.yaml; did you mean paper\?"):
         terms_named("papr")

@@ -75,5 +75,9 @@ TERMS = Terms(
     paper_accept=0.8,
     paper_queue=0.2,
     central_usage_target=0.6,
+    dispatch_s=0.0,
+    escrow=1,
+    duellists_judge=0,
+    judges_least=1,
 )
 """Terms in round figures that no change of conf/market moves."""

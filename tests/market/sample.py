@@ -67,6 +67,11 @@ class Sample:
         if ledger.escrow(self.accounts[a], amount):
             ledger.settle(self.accounts, a, b, amount, amount // 2)
         now = self.u() * 90.0
+        held, kept = self.whole(30), self.whole(2)
+        if ledger.set_aside(self.accounts[a], held, kept):
+            self.note(ledger.pay_up(self.accounts, a, b, held, kept))
+        if ledger.set_aside(self.accounts[b], held, kept):
+            ledger.give_back(self.accounts, b, held, kept)
         self.note(ledger.release(self.accounts[b], amount, now + 60.0))
         ledger.steer_stake(self.accounts[a], amount, 5, now + 60.0)
         ledger.mature(self.accounts[b], now)
@@ -118,6 +123,7 @@ class Sample:
         self.note(provider.on_arrival(node, self.u(), forecast, 2.0 * self.u(), self.whole(2), self.u(), self.u()))
         self.note(provider.on_offer(node, self.u(), forecast, 2.0 * self.u(), self.u()), provider.place_refused(node, self.u()))
         self.note(provider.may_start(node, engine, profile, 1 + self.whole(3), self.whole(2)))
+        self.note(provider.take_turn(self.u(), self.u(), 0.5, self.u()))
         provider.note_arrival(node, self.whole(900), self.whole(9000))
         provider.note_offer(node, self.whole(2))
         provider.note_delegated(node, 100.0 * self.u())

@@ -77,14 +77,16 @@ def test_the_limits_of_silence_grow_with_the_logarithm_of_the_network(providers:
 
 
 def terms_table() -> str:
-    """Make the table of docs/market.md: each term with its value, unit, range, and what stands beside it in the file."""
+    """Make the table of docs/market.md: each term with its values, unit, range, and what stands beside it in the file."""
     text = (ROOT / "conf" / "market" / "paper.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
+    released = yaml.safe_load((ROOT / "conf" / "market" / "released.yaml").read_text(encoding="utf-8"))
     notes = {line.split(":")[0]: line.partition("#")[2].strip() for line in text.splitlines() if not line.startswith("#")}
-    lines = ["| term | value | unit | range | note |", "|---|---:|---|---|---|"]
+    lines = ["| term | `paper` | `released` | unit | range | note |", "|---|---:|---:|---|---|---|"]
     for name, (_, limit) in RANGES.items():
         note = re.sub(r"\s{2,}", "; ", notes[name])
-        lines.append(f"| `{name}` | {values[name]:g} | {limit.unit} | {limit.low:g} to {limit.high:g} | {note} |")
+        other = f"{released[name]:g}" if released[name] != values[name] else ""
+        lines.append(f"| `{name}` | {values[name]:g} | {other} | {limit.unit} | {limit.low:g} to {limit.high:g} | {note} |")
     return "\n".join(lines) + "\n"
 
 

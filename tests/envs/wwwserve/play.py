@@ -24,13 +24,24 @@ SCENARIOS = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LA
 """Every shipped scenario; those of hundreds of providers take minutes in PettingZoo's tests, agent by agent."""
 ROUGH = "rough"
 """Not a file: the default scenario with crashes every few minutes, and many duels."""
+ROGUES = "rogues"
+"""Not a file: the same under the released code's terms, with one who only asks, and a coalition that shares an engine."""
 
 
 def scenario_of(name: str) -> Scenario:
-    if name != ROUGH:
+    if name not in (ROUGH, ROGUES):
         return load.scenario(name)
     calm = load.scenario("wwwserve")
-    return replace(calm, providers=[_roughen(group) for group in calm.providers], horizon_s=400.0, arrivals_until_s=400.0)
+    groups = [_roughen(group) for group in calm.providers]
+    if name == ROGUES:
+        groups = [_as(groups[0], 4, 1.0, None), _as(groups[0], 1, 0.0, None), _as(groups[0], 3, 0.6, "ring")]
+    return replace(calm, providers=groups, horizon_s=400.0, arrivals_until_s=400.0)
+
+
+def _as(group: Group, count: int, engine: float, coalition: str | None) -> Group:
+    standing = replace(group.standing, wealth=0.5, engine=engine, coalition=coalition)
+    demand = replace(group.demand, unit="requests_per_s") if engine == 0.0 else group.demand
+    return replace(group, count=count, demand=demand, standing=standing)
 
 
 def _roughen(group: Group) -> Group:
@@ -39,6 +50,8 @@ def _roughen(group: Group) -> Group:
 
 
 def terms_of(name: str) -> Terms:
+    if name == ROGUES:
+        return replace(load.terms("released"), duel_ttl_s=60.0)
     return replace(load.terms(), duel_rate=0.5, duel_ttl_s=60.0) if name == ROUGH else load.terms()
 
 

@@ -18,7 +18,18 @@ from envs.wwwserve.gym import GymMarket
 from envs.wwwserve.sb3 import SB3Market
 from market.chance import key_of
 from market.terms import put
-from tests.envs.wwwserve.play import ROUGH, SCENARIOS, Players, draw_legal, episode_digests, make, same, scenario_of, terms_of
+from tests.envs.wwwserve.play import (
+    ROGUES,
+    ROUGH,
+    SCENARIOS,
+    Players,
+    draw_legal,
+    episode_digests,
+    make,
+    same,
+    scenario_of,
+    terms_of,
+)
 
 SEED = 11
 
@@ -31,7 +42,7 @@ def digests_here(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("rules", ["compiled", "python"])
-@pytest.mark.parametrize("name", [ROUGH, "tiny"])
+@pytest.mark.parametrize("name", [ROUGH, ROGUES, "tiny"])
 def test_another_process_plays_the_same_episode_in_either_mode(name: str, rules: str) -> None:
     words = [sys.executable, "-m", "tests.envs.wwwserve.play", name, str(SEED)]
     found = subprocess.run(
@@ -40,7 +51,7 @@ def test_another_process_plays_the_same_episode_in_either_mode(name: str, rules:
     assert json.loads(found.stdout) == digests_here(name)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, ROGUES])
 def test_a_scenario_plays_the_same_episode_twice(name: str) -> None:
     batch = make(name, networks=2, seed=SEED)
     first = episode_digests(batch, batch.steps_per_episode // 4)
@@ -145,7 +156,7 @@ def stored(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(np.load(file, allow_pickle=False))
 
 
-@pytest.mark.parametrize("name", [ROUGH, "tiny"])
+@pytest.mark.parametrize("name", [ROUGH, ROGUES, "tiny"])
 def test_a_batch_restored_in_mid_episode_has_the_same_future(name: str) -> None:
     batch = make(name, networks=3, seed=SEED, record=True)
     episode_digests(batch, batch.steps_per_episode // 2)

@@ -15,13 +15,13 @@ from envs.wwwserve.scenario import Burst
 from envs.wwwserve.state import FREE, USER
 from market.ledger import TRANCHES
 from market.observation import OBSERVATION_NAMES, OBSERVATION_TABLE
-from tests.envs.wwwserve.play import ROUGH, SCENARIOS, SMALL, Players, make, scenario_of, terms_of
+from tests.envs.wwwserve.play import ROGUES, ROUGH, SCENARIOS, SMALL, Players, make, scenario_of, terms_of
 
 LOW = np.array([entry.low for entry in OBSERVATION_TABLE], np.float32)
 HIGH = np.array([entry.high for entry in OBSERVATION_TABLE], np.float32)
 ONLINE = OBSERVATION_NAMES.index("online")
 MONEY = ("credit_micro", "stake_micro", "escrow_micro", "unbonding_micro")
-worlds = st.sampled_from([*SMALL, ROUGH, ROUGH, ROUGH])
+worlds = st.sampled_from([*SMALL, ROUGH, ROUGH, ROUGH, ROGUES])
 
 
 def endowments(batch: Batch) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_money_requests_sight_and_time_are_in_order_at_every_step(name: str, see
         watch.look()
 
 
-@pytest.mark.parametrize("name", [*SCENARIOS, ROUGH])
+@pytest.mark.parametrize("name", [*SCENARIOS, ROUGH, ROGUES])
 def test_the_record_of_an_episode_agrees_with_the_counts_and_rewards(name: str) -> None:
     batch = make(name, networks=2, seed=5, record=True, autoreset=False)
     players, parts = Players(2), np.zeros((2, batch.providers, 4))
