@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import DictConfig
 
-from agents.settings import Agents, Learner, Tracking, read_agents, read_tracking
+from agents.settings import Agents, Learner, MappoLearner, Tracking, read_agents, read_tracking
 from settings import Range, SettingsError, Slip, plain, read
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def check(config: DictConfig | Mapping[str, Any], files: Mapping[str, str] | Non
         "tracking": read_tracking,
     }
     parts = {group: part(partial(readers[group], given[group], place[group])) for group in given}
-    slips += _name_slips(values.get("name")) + _start_slips(parts.get("agents"), place["agents"])
+    slips += _name_slips(values.get("name")) + _policy_slips(parts.get("agents"), place["agents"])
     if top and top.seed == top.eval_first_seed:
         slips.append(Slip("conf/config.yaml", "seed", f"must differ from eval_first_seed, got {top.seed} for both"))
     if slips:
@@ -106,14 +106,30 @@ def _read_scenario(scenarios: Any, profiles: Any, values: Any, place: str) -> An
     return scenario
 
 
-def _start_slips(agents: Any, place: str) -> list[Slip]:
-    """Refuse a policy to start from that is not there."""
-    if not isinstance(agents, Learner) or agents.start is None:
+def _policy_slips(agents: Any, place: str) -> list[Slip]:
+    """Refuse policies to start from, or of a league, that are not there."""
+    if not isinstance(agents, Learner):
         return []
-    from agents.policy import folder_of  # it loads onnxruntime
+    slips = []
+    if agents.start is not None:
+        from agents.policy import folder_of  # it loads onnxruntime
 
-    rule = f"is {agents.start}, and there is no such trained policy; name a folder in policies_trained, or give its path"
-    return [] if folder_of(agents.start) else [Slip(place, "start", rule)]
+        rule = f"is {agents.start}, and there is no such trained policy; name a folder in policies_trained, or give its path"
+        slips += [] if folder_of(agents.start) else [Slip(place, "start", rule)]
+    if isinstance(agents, MappoLearner) and agents.league:
+        slips += [slip for i, name in enumerate(agents.league.pool) for slip in _seat_slips(name, place, f"league.pool[{i}]")]
+    return slips
+
+
+def _seat_slips(name: str, place: str, key: str) -> list[Slip]:
+    from agents.policy import PolicyError, load
+
+    try:
+        taken = load(name).dispatch == "market"
+    except PolicyError as error:
+        return [Slip(place, key, f"is {name}: {str(error).removeprefix('policies: ')}")]
+    rule = f"is {name}, a scheduler in place of the market, which takes no seat in it; name a policy, such as paper"
+    return [] if taken else [Slip(place, key, rule)]
 
 
 def _name_slips(name: Any) -> list[Slip]:

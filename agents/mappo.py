@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from agents import checkpoint as disk
 from agents.checkpoint import Checkpoint
 from agents.iterations import Iterations, Probe, Resumable, Trained, minibatch_rows
+from agents.league import League, Seats
 from agents.networks import HEADS, Actor, Critic, chosen, draw, log_chances, start_small
 from agents.progress import LearningProgress
 from agents.settings import MappoLearner
@@ -31,11 +32,9 @@ from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 
 
-class Market(Resumable, Protocol):
+class Market(Resumable, Seats, Protocol):
     """What learning asks of a batch of networks that start anew by themselves; its arrays stay the same from step to step."""
 
-    networks: int
-    providers: int
     observations: NDArray[np.float32]  # (networks, providers, OBSERVATION_SIZE)
     final_observations: NDArray[np.float32]  # likewise: where an episode has just ended, its last sight
     masks: NDArray[np.int8]  # (networks, providers, MASK_SIZE)
@@ -75,6 +74,7 @@ class Rollout:
         self.logits = torch.zeros(*rows, MASK_SIZE)
         self.actions = torch.zeros(*rows, HEADS, dtype=torch.int64)
         self.rewards = torch.zeros(*rows)
+        self.own = torch.ones(*rows, dtype=torch.bool)  # False: a stranger of the league sat here
         self.ended = torch.zeros(decisions, networks, dtype=torch.bool)
         self.last = torch.zeros(networks, providers, OBSERVATION_SIZE)
         self.finals: list[Tensor] = []  # (ended then, providers, OBSERVATION_SIZE) last sights, in the order of `ended`
@@ -89,6 +89,7 @@ class Batches(NamedTuple):
     log_chance: Tensor  # (groups, providers) of the action, when it was drawn
     advantage: Tensor  # (groups, providers) of mean 0 and deviation 1
     target: Tensor  # (groups, providers) returns, in the critic's units
+    own: Tensor  # (groups, providers) bool; the other rows teach nothing
 
 
 class Mappo:
@@ -108,6 +109,7 @@ class Mappo:
         start_small(self.critic, self.critic.value, 1.0, self.random)
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), eps=1e-5)
         self.critic_adam = torch.optim.Adam(self.critic.parameters(), eps=1e-5)
+        self.league = League(settings.league, market, self.random) if settings.league else None
         self._rollout = Rollout(settings.rollout, market.networks, market.providers)
 
     def iterate(self, iterations: Iterations) -> dict[str, float]:
@@ -118,6 +120,8 @@ class Mappo:
         self._collect(iterations)
         figures = self._learn(self._judge())
         self.steps += self._rollout.rewards.numel()
+        if self.league:
+            self.league.remember(self.actor, self.steps)
         return figures | {"learner/learning_rate": left * self.settings.learning_rate}
 
     @torch.inference_mode()
@@ -130,13 +134,18 @@ class Mappo:
             seen.copy_(torch.from_numpy(market.observations))
             masks.copy_(torch.from_numpy(market.masks))
             logits.copy_(self.actor(seen))
+            if self.league:
+                rollout.own[t] = self.league.own
+                self.league.overrule(seen, logits)
             rollout.actions[t] = draw(logits, masks, self.random)
             market.step(rollout.actions[t].numpy())
             rollout.rewards[t] = torch.from_numpy(market.rewards)
             rollout.ended[t] = torch.from_numpy(market.truncated)
             if market.truncated.any():
                 rollout.finals.append(torch.from_numpy(market.final_observations[market.truncated]))
-            iterations.note(float(market.rewards.mean()))
+                if self.league:
+                    self.league.seat(market.truncated)
+            iterations.note(float(rollout.rewards[t][rollout.own[t]].mean()))
         rollout.last.copy_(torch.from_numpy(market.observations))
 
     @torch.no_grad()
@@ -148,17 +157,18 @@ class Mappo:
         if rollout.finals:
             after[rollout.ended] = self._values(torch.cat(rollout.finals))
         gain = advantages(rollout.rewards, values, after, rollout.ended, self.settings.gamma, self.settings.gae_lambda)
-        returns = gain + values
-        self.explained = float(1 - gain.var() / returns.var().clamp(min=1e-12))
-        critic.rescale(returns)
+        returns, mine = gain + values, gain[rollout.own]
+        self.explained = float(1 - mine.var() / returns[rollout.own].var().clamp(min=1e-12))
+        critic.rescale(returns[rollout.own])
         chances = log_chances(rollout.logits, rollout.masks)
         parts = (
             rollout.observations,
             rollout.masks,
             rollout.actions,
             chosen(chances, rollout.actions),
-            (gain - gain.mean()) / (gain.std() + 1e-8),
+            (gain - mine.mean()) / (mine.std() + 1e-8),
             critic.scaled(returns),
+            rollout.own,
         )
         return Batches(*(part.flatten(0, 1) for part in parts))
 
@@ -186,13 +196,13 @@ class Mappo:
 
     def _step(self, batch: Batches) -> dict[str, Tensor]:
         """Take one gradient step; the actor's waits for the critic's warm-up."""
-        value_loss = (self.critic(batch.observations) - batch.target).square().mean()
+        mine: Any = batch.own if self.league else ...  # without strangers, a view of all
+        value_loss = (self.critic(batch.observations)[mine] - batch.target[mine]).square().mean()
         self._descend(self.critic, self.critic_adam, value_loss)
-        chances = log_chances(self.actor(batch.observations), batch.masks)
-        log_ratio = chosen(chances, batch.actions) - batch.log_chance
-        ratio = log_ratio.exp()
-        clip = self.settings.clip
-        gain = torch.minimum(ratio * batch.advantage, ratio.clamp(1 - clip, 1 + clip) * batch.advantage).mean()
+        chances = log_chances(self.actor(batch.observations[mine]), batch.masks[mine])
+        log_ratio = chosen(chances, batch.actions[mine]) - batch.log_chance[mine]
+        ratio, advantage, clip = log_ratio.exp(), batch.advantage[mine], self.settings.clip
+        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
         entropy = -(chances.exp() * chances).sum((-1, -2)).mean()
         loss = -gain - self.settings.ent_coef * entropy
         if self.steps >= self.settings.warmup:
@@ -222,6 +232,7 @@ class Mappo:
             **disk.above(moments_of(self.actor_adam), "actor_moments"),
             **disk.above(moments_of(self.critic_adam), "critic_moments"),
             **disk.above(self.market.save(), "environment"),
+            **disk.above(self.league.save() if self.league else {}, "league"),
             "random": self.random.get_state().numpy(),
         }
         facts = {"agents": asdict(self.settings), "steps": self.steps, "wall_s": wall_s, "tracker_id": tracker_id}
@@ -240,6 +251,8 @@ class Mappo:
             put_moments(self.critic_adam, disk.below(stored.arrays, "critic_moments"))
             self.random.set_state(torch.from_numpy(stored.arrays["random"]))
             self.market.restore(disk.below(stored.arrays, "environment"))
+            if self.league:
+                self.league.restore(disk.below(stored.arrays, "league"), self.actor)
             self.steps = int(stored.facts["steps"])
 
     def _shape(self) -> dict[str, Any]:
@@ -248,6 +261,7 @@ class Mappo:
             "agents.name": self.settings.name,
             "agents.hidden": list(self.settings.hidden),
             "agents.critic_hidden": list(self.settings.critic_hidden),
+            "agents.league": asdict(league) | {"pool": list(league.pool)} if (league := self.settings.league) else None,
             "networks": self.market.networks,
             "providers": self.market.providers,
             "observation size": OBSERVATION_SIZE,
@@ -269,8 +283,11 @@ def learn(
     learner = Mappo(market, settings, seed)
     if before:
         learner.unpack(before, str(resume))
-    elif settings.start:
-        put_start(settings, {"hidden": learner.actor.hidden, "heads": learner.actor.heads})
+    else:
+        if settings.start:
+            put_start(settings, {"hidden": learner.actor.hidden, "heads": learner.actor.heads})
+        if learner.league:
+            learner.league.start(learner.actor)
     spent_s = float(before.facts["wall_s"]) if before else 0.0
     path = folder / disk.FILE
 

@@ -49,13 +49,30 @@ class SB3Learner(Learner):
 
 
 @dataclass(frozen=True)
+class LeagueSettings:
+    """Co-players that are no copies of the learner."""
+
+    networks: Share
+    seats: Share
+    past: Share
+    pool: tuple[str, ...]
+    snapshots: Annotated[int, Range(0, 1000, "past selves")]
+    snapshot_every: Annotated[int, Range(1, 10**12, "agent-steps")]
+
+    def __post_init__(self) -> None:
+        if not self.pool and not self.snapshots:
+            raise ValueError("must have a pool or snapshots above 0; got neither, so nobody could take a seat")
+
+
+@dataclass(frozen=True)
 class MappoLearner(Learner):
     """Our own learner: action masks, and a critic that sees all providers of a network."""
 
-    name: Literal["mappo"]
+    name: Literal["mappo", "league"]
     critic_hidden: Layers
     critic_learning_rate: Annotated[float, Range(1e-9, 1, "")]
     warmup: Annotated[int, Range(0, 10**12, "agent-steps")]
+    league: LeagueSettings | None
 
     def __post_init__(self) -> None:
         if not self.critic_hidden:
@@ -105,6 +122,7 @@ _AGENTS: dict[str, type[Agents]] = {
     "ppo": SB3Learner,
     "maskable_ppo": SB3Learner,
     "mappo": MappoLearner,
+    "league": MappoLearner,
     "single": Baseline,
     "paper": Baseline,
     "uniform": Baseline,

@@ -74,6 +74,10 @@ SLIPS = {
     "agents.hidden=[64,0]": "command line: agents.hidden[1] must be an integer in [1, 4096] units, got 0",
     "agents=mappo agents.critic_hidden=[]": "conf/agents/mappo.yaml: critic_hidden must name at least one layer",
     "agents=mappo agents.warmup=-1": "command line: agents.warmup must be an integer in [0, 1_000_000_000_000] agent-steps, got -1",
+    "agents=league agents.league.pool=[papr]": "command line: agents.league.pool[0] is papr: there is no papr; did you mean paper?",
+    "agents=league agents.league.pool=[paper,central]": "command line: agents.league.pool[1] is central, a scheduler in place of",
+    "agents=league agents.league.seats=2": "command line: agents.league.seats must be a share in [0, 1], got 2",
+    "agents=league agents.league.poool=[]": "command line: agents.league.poool is not a setting; did you mean pool?",
     "agents=mappo agents.vf_coef=1": "command line: agents.vf_coef is not a setting",
     "agents.start=nobody": "command line: agents.start is nobody, and there is no such trained policy",
     "env.providers=five": "command line: env.providers must be a list, each item a mapping, got 'five'",
@@ -260,7 +264,7 @@ def weights(result: program.Result) -> bytes:
     return (result.policy / "policy.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("agents", ["ppo", "maskable_ppo", "mappo"])
+@pytest.mark.parametrize("agents", ["ppo", "maskable_ppo", "mappo", "league"])
 def test_the_whole_loop_from_python(tmp_path: Path, agents: str) -> None:
     pytest.importorskip("envs.wwwserve.sb3")
     result = run(tmp_path, f"agents={agents}")
@@ -274,7 +278,7 @@ def test_the_whole_loop_from_python(tmp_path: Path, agents: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.npz", "config.yaml", "report.png", "evaluation.json"}
 
 
-@pytest.mark.parametrize("agents", ["ppo", "mappo"])
+@pytest.mark.parametrize("agents", ["ppo", "mappo", "league"])
 def test_a_resumed_run_of_the_real_market_equals_one_that_never_stopped(tmp_path: Path, agents: str) -> None:
     pytest.importorskip("envs.wwwserve.sb3")
     words = [f"agents={agents}", "agents.schedule=constant"]

@@ -102,12 +102,12 @@ class Batch:
         self._parts[:] = 0.0
         self.truncated[:] = False
 
-    def pin(self, brain: str, providers: list[int] | None = None) -> None:
-        """Let providers (indices within a network; None = all) follow "paper" rules, or "policy": the actions given."""
+    def pin(self, brain: str, providers: list[int] | None = None, networks: list[int] | None = None) -> None:
+        """Let providers (indices within a network; None = all) of networks follow "paper" rules, or "policy": the actions given."""
         if brain not in ("paper", "policy"):
             raise ValueError(f"brain must be paper or policy, got {brain!r}")
         for p in range(self.providers) if providers is None else providers:
-            for n in range(self.networks):
+            for n in range(self.networks) if networks is None else networks:
                 put(self.world.driver[n * self.providers + p], "pinned", int(brain == "paper"))
 
     def step(self, actions: NDArray[np.int64]) -> None:

@@ -40,6 +40,7 @@ SETTINGS = MappoLearner(
     critic_learning_rate=0.003,
     schedule="linear",
     warmup=0,
+    league=None,
     gamma=0.9,
     gae_lambda=0.95,
     clip=0.2,

@@ -12,6 +12,8 @@ import pytest
 from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
 from envs.wwwserve.scenario import Demand, Scenario, check, most_requests
+from envs.wwwserve.state import STATE
+from market.rule import to_array
 from settings import SettingsError, read
 from tests.envs.wwwserve.play import SCENARIOS, make
 
@@ -262,3 +264,17 @@ def test_the_record_of_demand_by_capacity_is_bounded_closely() -> None:
         batch.step(np.zeros((20, 8, 3), np.int64))
     most = int(batch.totals()["arrived"].max())
     assert most < most_requests(scenario, PROFILES) < 40 * most
+
+
+def test_seats_are_pinned_one_by_one_and_let_go_again() -> None:
+    batch = make("tiny", networks=3)
+
+    def pinned() -> list[list[int]]:
+        return to_array(batch.world.driver, STATE["driver"])["pinned"].reshape(3, -1).tolist()
+
+    nobody = [[0] * batch.providers] * 3
+    batch.pin("paper", [0], [1])
+    assert pinned() == [nobody[0], [1, *nobody[0][1:]], nobody[0]]
+    batch.pin("paper")
+    batch.pin("policy", None, [0, 2])
+    assert pinned() == [nobody[0], [1] * batch.providers, nobody[0]]
