@@ -14,6 +14,7 @@ from live_bridge.view import Feed, why
 from market.observation import OBSERVATION_SIZE
 from tests.live_bridge.chromium import Chromium, found, tab
 from tests.live_bridge.market_demo import Demo, FakeClock, lived
+from tests.live_bridge.picture import WIDTH, take
 
 pytestmark = pytest.mark.skipif(found() is None, reason="needs a Chromium: apt-get install chromium")
 READY = "document.querySelector('.node.me .name') && words !== null"
@@ -200,6 +201,19 @@ def test_marks_travel_as_often_as_the_counts_say(browser):
         await page.until("document.querySelectorAll('#marks path').length === 0")
 
     look(browser, scene, small(flows=[{"from": "a" * 40, "to": "b" * 40, "kind": "user", "count": 600}]), still=False)
+
+
+def test_no_mark_travels_where_there_is_no_way_any_more(browser):
+    async def scene(page, feed, address):
+        feed.publish(small(flows=[{"from": "a" * 40, "to": "b" * 40, "kind": "user", "count": 60}]))
+        await page.until("document.querySelectorAll('#marks .mark').length > 0")
+        feed.publish(small(flows=[]))
+        await page.until("document.querySelectorAll('#ways .flow').length === 0")
+        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+        assert await page.js(frames)
+        assert await page.js("document.querySelectorAll('#marks .mark').length") == 0
+
+    look(browser, scene, small(), still=False)
 
 
 def test_whoever_asked_for_stillness_sees_no_moving_marks(browser):
@@ -561,6 +575,18 @@ def test_no_node_covers_another_and_a_large_market_is_drawn_in_time(browser):
         )
 
     look(browser, scene, lived(4, 20).snapshot())
+
+
+def test_the_picture_for_the_docs_waits_for_what_it_is_to_show(browser):
+    async def scene(page, feed, address):
+        taking = asyncio.create_task(take(address, 0.0))
+        await page.until("document.querySelectorAll('.node').length === 2")
+        feed.publish(small(duels=[], flows=[]))
+        feed.publish(lived(6, 300).snapshot())
+        picture = Image.open(io.BytesIO(await taking))
+        assert picture.size[0] == WIDTH and picture.size[1] > 600
+
+    look(browser, scene, small(duels=[], flows=[]))
 
 
 def test_a_picture_of_the_page_is_as_bright_as_was_asked_and_not_blank(browser):
