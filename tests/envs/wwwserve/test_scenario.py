@@ -123,6 +123,31 @@ def test_a_slip_is_refused_with_place_rule_value_and_way_out(change: Change, wor
     assert said.startswith("env/tiny.yaml: ") and words in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            put(*GROUP, "profiles", value=["cpu_tny"]),
+            "providers[0].profiles names none of the profiles known: 'cpu_tny'; did you mean cpu_tiny?",
+        ),
+        (
+            put(*GROUP, "demand", "schedule", value=[[45, -0.5, 2.0]]),
+            "providers[0].demand.schedule[0][1] must be a number in [0, 1000] rate, got -0.5",
+        ),
+        (
+            put("delay_s", value={"lab": {"lab": 0}, "moon": {"lab": 1, "moon": 0}}),
+            "delay_s.lab must say the delay to moon, got lab: no region may be unreachable",
+        ),
+        (
+            put(*GROUP, "demand", "schedule", value=[[61, 0, 1]]),
+            "providers[0].demand.schedule must end within horizon_s = 60, got 61",
+        ),
+    ],
+)
+def test_the_worst_slips_are_one_line_with_file_key_rule_and_value(change: Change, words: str) -> None:
+    assert refusal(change) == f"env/tiny.yaml: {words}"
+
+
 def test_all_slips_are_told_at_once() -> None:
     def change(values: dict[str, Any]) -> None:
         put(*GROUP, "profiles", value=["x"])(values)
