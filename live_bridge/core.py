@@ -25,14 +25,14 @@ class Core:
         self.jobs: dict[str, Job] = {}
         self._journal = journal
         self._serial = 0
+        self._prefix = f"{brain.setup.me[:12]}.{brain.setup.incarnation}"
         self.carry_out: dict[str, Callable[..., None]] = {"start": self._start}
         """What carries a command out, by its name; each is quick: it starts tasks, it does not wait."""
 
     def serial(self) -> str:
         """A new id for a piece of own work: unique among all nodes and lives of this node."""
         self._serial += 1
-        setup = self.brain.setup
-        return f"{setup.me[:12]}.{setup.incarnation}.{self._serial}"
+        return f"{self._prefix}.{self._serial}"
 
     def emit(self, name: str, *facts: Any) -> None:
         """Let an event happen now."""

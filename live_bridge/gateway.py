@@ -65,7 +65,7 @@ class Gateway:
         self.draining = False
 
     async def answer(self, request: Request, response: Response) -> None:
-        """Answer one request for a completion."""
+        """Answer one request for a completion, from its arrival to its end, whichever way it ends."""
         if self.draining:
             refuse(response, 503, "this node is leaving", "draining", [(b"retry-after", b"1")])
             return
@@ -76,11 +76,7 @@ class Gateway:
             return
         core = self._core
         job = Job.of(core.serial(), request, facts, core.clock.now())
-        await self.see_through(job, UserSink(response, job, core.brain.setup.me), response)
-
-    async def see_through(self, job: Job, sink: Sink, response: Response) -> None:
-        """Take an own request from arrival to its end, whichever way it ends."""
-        core = self._core
+        sink = UserSink(response, job, core.brain.setup.me)
         self._budget.earn()
         core.jobs[job.id] = job
         self._portrait.arrived()

@@ -3,22 +3,14 @@
 Durations are market seconds, which are seconds unless the node runs with another speed.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, product
 from typing import NamedTuple
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
-
-disable_created_metrics()  # a series more for each counter, that no query of ours reads
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 MOST_VALUES = 64
@@ -48,36 +40,66 @@ class Levels(NamedTuple):
 
 
 class Tally:
-    """A counter whose children are bound when they are first needed; those that are known beforehand show 0 from the start."""
+    """A counter in plain integers, written out when it is asked for; values known beforehand show 0 from the start."""
 
-    __slots__ = ("_children", "_counter", "_places")
+    __slots__ = ("_counts", "_labels", "_meaning", "_name")
 
     def __init__(self, registry: CollectorRegistry, name: str, meaning: str, labels: Mapping[str, Iterable[str]]) -> None:
         """Declare a counter.
 
         labels   name -> the values that are known beforehand, in every combination
         """
-        self._counter = Counter(name, meaning, tuple(labels), registry=registry)
-        self._places = len(labels)
-        self._children: dict[tuple[str, ...], Counter] = {}
-        known: list[tuple[str, ...]] = [()]
-        for values in labels.values():
-            known = [(*before, value) for value in values for before in known]
-        for place in known:
-            self._bind(place)
+        self._name, self._meaning, self._labels = name, meaning, tuple(labels)
+        self._counts = dict.fromkeys(product(*labels.values()), 0)
+        registry.register(self)
 
     def add(self, *values: str) -> None:
         """Count one; a value beyond MOST_VALUES combinations is counted as `other`."""
-        child = self._children.get(values)
-        if child is None:
-            full = len(self._children) >= MOST_VALUES
-            child = self._bind((OTHER,) * self._places if full else values)
-        child.inc()
+        counts = self._counts
+        if values not in counts:
+            if len(counts) >= MOST_VALUES:
+                values = (OTHER,) * len(self._labels)
+            counts.setdefault(values, 0)
+        counts[values] += 1
 
-    def _bind(self, values: tuple[str, ...]) -> Counter:
-        child = self._counter.labels(*values)
-        self._children[values] = child
-        return child
+    def describe(self) -> list[CounterMetricFamily]:
+        """Give the registry the name alone."""
+        return [CounterMetricFamily(self._name, self._meaning, labels=self._labels)]
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """Give the registry the counts."""
+        [family] = self.describe()
+        for values, count in self._counts.items():
+            family.add_metric(values, count)
+        return [family]
+
+
+class Spread:
+    """A histogram in plain numbers, written out when it is asked for."""
+
+    __slots__ = ("_bounds", "_counts", "_meaning", "_name", "_sum")
+
+    def __init__(self, registry: CollectorRegistry, name: str, meaning: str, bounds: Sequence[float]) -> None:
+        """Declare a histogram; `bounds` are the upper ends of its buckets, the last one, infinity, goes without saying."""
+        self._name, self._meaning, self._bounds = name, meaning, tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def describe(self) -> list[HistogramMetricFamily]:
+        """Give the registry the name alone."""
+        return [HistogramMetricFamily(self._name, self._meaning)]
+
+    def collect(self) -> list[HistogramMetricFamily]:
+        """Give the registry the counts."""
+        bounds = map(floatToGoString, (*self._bounds, float("inf")))
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        return [HistogramMetricFamily(self._name, self._meaning, buckets, self._sum)]
 
 
 class NodeMetrics:
@@ -102,15 +124,13 @@ class NodeMetrics:
             "Own users' requests by whether the whole answer came within the objective; failures are missed.",
             {"result": ("attained", "missed")},
         )
-        self._latency = Histogram(
+        self._latency = Spread(
+            registry,
             "wwwserve_request_latency_seconds",
             "Arrival to the last token of answers that were given whole.",
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
+            LATENCY_BUCKETS,
         )
-        self._ttft = Histogram(
-            "wwwserve_ttft_seconds", "Arrival to the first byte of the answer.", buckets=TTFT_BUCKETS, registry=registry
-        )
+        self._ttft = Spread(registry, "wwwserve_ttft_seconds", "Arrival to the first byte of the answer.", TTFT_BUCKETS)
         self._retries = Tally(
             registry, "wwwserve_retries", "Executions after one that failed before its first byte.", {"after": ("local", "peer")}
         )

@@ -99,7 +99,10 @@ class Brain:
         return self._dispatch(work, now)
 
     def _dispatch(self, work: Work, now: float) -> list[Command]:
-        forecast_s = provider.forecast_here(self.node, self.engine.record, self.profile, work.prompt, work.forecast)
+        if self.node.p_queue >= 1.0 and len(self.belief.ids) == 1:
+            forecast_s = 0.0  # alone, and what finds no executor runs here: whatever it is, the work stays
+        else:
+            forecast_s = provider.forecast_here(self.node, self.engine.record, self.profile, work.prompt, work.forecast)
         decision = self._decision(work, forecast_s, now)
         if decision == provider.OFFER:
             return self._offer(work, now)
@@ -111,7 +114,7 @@ class Brain:
         u_offload = self.belief.chance(MARKET) if node.p_offload < 1.0 else 0.0
         u_queue = self.belief.chance(MARKET) if node.p_queue < 1.0 else 0.0
         free = self.belief.accounts[SELF].credit_micro
-        may_offer = work.kind == USER and node.online == 1 and free >= self.price(work) and len(self.belief.ids) > 1
+        may_offer = len(self.belief.ids) > 1 and work.kind == USER and node.online == 1 and free >= self.price(work)
         if self.down_s is not None and work.kind == USER:
             return provider.OFFER if may_offer else provider.HOLD
         found: int = provider.on_arrival(node, use, forecast_s, work.deadline_s - now, may_offer, u_offload, u_queue)

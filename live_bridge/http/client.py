@@ -68,14 +68,18 @@ class Line(asyncio.Protocol):
         self._size = self._raw = 0
         self._framed = self._interim = self._until_end = self._keep = False
 
-    def ask(self, reply: Answered, payload: tuple[bytes, ...], deadline_s: float) -> None:
-        """Send a request."""
+    def ask(self, reply: Answered, deadline_s: float) -> None:
+        """Expect the answer to what `send` sends."""
         self.url = reply.url
         self.began = False
         self._reply = reply
         self.deadline_s = deadline_s
-        for part in payload:
-            self.transport.write(part)
+
+    def send(self, reply: Answered, payload: tuple[bytes, ...]) -> None:
+        """Send a request, unless nobody waits for it any more."""
+        if self._reply is reply:
+            for part in payload:
+                self.transport.write(part)
 
     # -- the transport's calls
 
@@ -260,7 +264,9 @@ class Client:
             if line is None:
                 line = await self._connect(place, route, url, connect_s, address, tls)
             reply = Answered(line, method, url)
-            line.ask(reply, payload, NEVER if first_byte_s is None else self._loop.time() + first_byte_s)
+            line.ask(reply, NEVER if first_byte_s is None else self._loop.time() + first_byte_s)
+            # in the next turn: behind a journal that is written by call_soon, and with all that is asked in this one
+            self._loop.call_soon(line.send, reply, payload)
             try:
                 reply.waiter = self._loop.create_future()
                 await reply.waiter

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import linear_onnx
 
-from agents.policy import CARD_FILE, POLICY_FILE, LevelsPolicy, OnnxPolicy, Policy, PolicyError, UniformPolicy, load
+from agents.policy import (
+    CARD_FILE,
+    POLICY_FILE,
+    LevelsPolicy,
+    OnnxPolicy,
+    Policy,
+    PolicyError,
+    UniformPolicy,
+    _Draws,
+    load,
+)
 from market.action import ACTION_NVEC, IDLE, MASK_SIZE
 from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, OBSERVATION_VERSION
 
@@ -100,6 +110,22 @@ def test_a_row_draws_the_same_however_many_rows_are_asked_for(write_folder: Writ
             assert (policy.act(rows[:2], masks(9)[:2]) == other.act(rows, masks(9))[:2]).all()
 
 
+def test_draws_are_those_of_numpys_default_generator() -> None:
+    draws = _Draws(7)
+    for call in range(1, 4):
+        assert (next(draws).gumbel(size=(2, 15)) == np.random.default_rng((7, call)).gumbel(size=(2, 15))).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_single_observation_that_is_not_finite_is_refused(write_folder: WriteFolder, value: float) -> None:
+    row = np.full((1, OBSERVATION_SIZE), np.finfo(np.float32).max, np.float32)
+    policy = OnnxPolicy(write_folder(linear_onnx(np.zeros((OBSERVATION_SIZE, MASK_SIZE)), np.zeros(MASK_SIZE, np.float32))))
+    policy.act(row, ALL_POSSIBLE)  # large is not infinite
+    row[0, 3] = value
+    with pytest.raises(PolicyError, match=f"observation must be finite, got {value} in row 0, {OBSERVATION_NAMES[3]}"):
+        policy.act(row, ALL_POSSIBLE)
+
+
 def test_a_fixed_level_that_is_masked_becomes_idle() -> None:
     mask = np.ones((2, MASK_SIZE), np.int8)
     mask[1, 6:10] = 0  # no credit: cannot forward
@@ -111,6 +137,8 @@ def test_a_mask_that_leaves_nothing_is_refused_by_head_and_row() -> None:
     mask[2, 5:10] = 0
     with pytest.raises(PolicyError, match="a level of forward possible, got none in row 2"):
         UniformPolicy(0).act(observations(4), mask)
+    with pytest.raises(PolicyError, match="a level of forward possible, got none in row 0"):
+        UniformPolicy(0).act(observations(1), mask[2:3])
 
 
 def test_a_mask_of_another_number_of_rows_is_refused() -> None:

@@ -35,6 +35,23 @@ def test_a_provider_that_knows_nobody_keeps_its_work() -> None:
     assert mind(peers=(), policy=ALWAYS).on(["arrive", 1.0, "r", 100, 50]) == [["start", "r"]]
 
 
+@pytest.mark.parametrize("policy", [NEVER, ALWAYS, (3, 2, 2), None])
+def test_whoever_is_alone_decides_the_same_without_a_forecast(
+    monkeypatch: pytest.MonkeyPatch, policy: tuple[int, int, int] | None
+) -> None:
+    forecast, asked = provider.forecast_here, []
+    monkeypatch.setattr(provider, "forecast_here", lambda *seen: asked.append(forecast(*seen)) or asked[-1])
+    for tokens in (1, 50, 3_000, 200_000):
+        alone, sure = mind(peers=(), policy=policy), mind(peers=(), policy=policy)
+        sure.belief.ids.append("nobody")  # one more place in the roster: now it forecasts
+        sure.node.online = 0  # and offers nothing all the same
+        asked.clear()
+        arrival = ["arrive", 1.0, "r", tokens, tokens]
+        placed = alone.on(arrival)
+        assert not asked or alone.node.p_queue < 1.0
+        assert sure.on(arrival) == placed and asked
+
+
 def test_a_provider_without_credit_keeps_its_work() -> None:
     brain = mind(policy=ALWAYS)
     brain.on(["accounts", 1.0, [["me", 999_999, STAKE, 0, 0]]])

@@ -7,6 +7,7 @@ import random
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,57 @@ async def whole(reply: Reply) -> bytes:
     return await reply.body(2**24)
 
 
+class Told:
+    """A transport that notes when it is written to."""
+
+    def __init__(self, transport: asyncio.Transport, order: list[str]) -> None:
+        self._transport, self._order = transport, order
+
+    def write(self, data: bytes) -> None:
+        self._order.append("sent")
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 # -- requests
+
+
+def test_a_request_leaves_behind_all_that_was_to_happen_soon_when_it_was_made() -> None:
+    """A journal that is written by call_soon holds the command before an engine hears of it."""
+    order: list[str] = []
+
+    async def scenario() -> None:
+        client = Client()
+        async with backend(answering(OK)) as (port, _):
+            await whole(await client.request("GET", url_of(port)))
+            (line,) = client._lines
+            line.transport = Told(line.transport, order)  # type: ignore[assignment]
+            asyncio.get_running_loop().call_soon(order.append, "journalled")
+            await whole(await client.request("GET", url_of(port)))
+            assert order == ["journalled", "sent"]
+            await client.close()
+
+    run(scenario())
+
+
+def test_a_request_is_not_sent_into_a_connection_that_ends_first() -> None:
+    order: list[str] = []
+
+    async def scenario() -> None:
+        client = Client()
+        async with backend(answering(OK)) as (port, _):
+            await whole(await client.request("GET", url_of(port)))
+            (line,) = client._lines
+            line.transport = Told(line.transport, order)  # type: ignore[assignment]
+            asked = asyncio.ensure_future(client.request("GET", url_of(port)))
+            asyncio.get_running_loop().call_soon(line.connection_lost, None)
+            assert await whole(await asked) == b"ok"  # over another connection
+            assert order == []
+            await client.close()
+
+    run(scenario())
 
 
 def test_a_request_is_sent_as_asked() -> None:
