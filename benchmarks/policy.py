@@ -43,14 +43,21 @@ class Latency(NamedTuple):
     p99: float
 
 
-def latencies(calls: Mapping[str, Callable[[np.ndarray], object]], count: int) -> dict[str, Latency]:
-    """Time calls on one observation each, in blocks that take turns: a node asks one policy, so each finds its own cache warm."""
+def latencies(
+    calls: Mapping[str, Callable[[np.ndarray], object]], before: Mapping[str, Callable[[], object]], count: int
+) -> dict[str, Latency]:
+    """Time calls on one observation each, in blocks that take turns: a node asks one policy, so each finds its own cache warm.
+
+    before   what is done ahead of a call of that name, and not timed: nobody waits for it
+    """
     rows = np.random.default_rng(0).random((BLOCK, 1, OBSERVATION_SIZE), np.float32)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(-(-count // BLOCK)):
         for name, call in calls.items():
             call(rows[0])
             for row in rows:
+                if name in before:
+                    before[name]()
                 start = time.perf_counter_ns()
                 call(row)
                 taken[name].append((time.perf_counter_ns() - start) / 1e3)
@@ -65,16 +72,21 @@ def forward_of(folder: Path) -> Callable[[np.ndarray], Any]:
     return lambda row: session.run([OUTPUT], {INPUT: row})
 
 
-def calls_of(folder: Path) -> dict[str, Callable[[np.ndarray], Any]]:
-    """List what a node does with a policy on disk: the forward pass alone, and the whole act, masked and drawn or greedy."""
+def calls_of(folder: Path) -> tuple[dict[str, Callable[[np.ndarray], Any]], dict[str, Callable[[], object]]]:
+    """List what a node does with a policy on disk, and what it does before that: the forward pass alone, and the whole act.
+
+    returns   calls: masked, and greedy, drawn, or drawn with a generator made beforehand as a node does; what goes before them
+    """
     mask = np.ones((1, MASK_SIZE), np.int8)
     mask[0, 1:5] = 0
-    drawn, greedy = OnnxPolicy(folder), OnnxPolicy(folder, sample_seed=None)
-    return {
+    drawn, prepared, greedy = OnnxPolicy(folder), OnnxPolicy(folder), OnnxPolicy(folder, sample_seed=None)
+    calls = {
         "ONNX forward": forward_of(folder),
         "act, greedy": lambda row: greedy.act(row, mask),
         "act, drawn": lambda row: drawn.act(row, mask),
+        "act, drawn, prepared": lambda row: prepared.act(row, mask),
     }
+    return calls, {"act, drawn, prepared": prepared.prepare}
 
 
 def fresh(folder: Path) -> tuple[Path, Any]:
@@ -96,8 +108,9 @@ def beside(folder: Path, model: Any, count: int) -> tuple[dict[str, Latency], fl
 
     rows = np.random.default_rng(1).uniform(-1, 1, (CHECKED_ROWS, OBSERVATION_SIZE)).astype(np.float32)
     difference = float(np.abs(OnnxPolicy(folder).logits(rows) - eager(rows)).max())
-    calls = {**calls_of(folder), "torch eager forward": eager, "SB3 predict": lambda row: model.predict(row, deterministic=True)}
-    return latencies(calls, count), difference
+    calls, before = calls_of(folder)
+    calls |= {"torch eager forward": eager, "SB3 predict": lambda row: model.predict(row, deterministic=True)}
+    return latencies(calls, before, count), difference
 
 
 def imports(repeats: int) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def main() -> None:
         found, difference = beside(policy, model, count)
     print_latencies("A fresh policy, one observation", found)
     trained = {path.parent.name: path.parent for path in sorted((ROOT / FOLDER).glob(f"[!.]*/{CARD_FILE}"))}
-    ours = {name: latencies(calls_of(path), count) for name, path in trained.items()}
+    ours = {name: latencies(*calls_of(path), count) for name, path in trained.items()}
     for name, each in ours.items():
         print_latencies(f"{FOLDER}/{name}, one observation", each)
     brought = imports(repeats)

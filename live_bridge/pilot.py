@@ -129,6 +129,7 @@ class Asking:
                 asked.get_loop().call_soon_threadsafe(_answer, asked, verdict)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
+            policy.prepare()
 
 
 def _answer(asked: "asyncio.Future[Verdict]", verdict: Verdict) -> None:

@@ -99,14 +99,11 @@ class Brain:
         return self._dispatch(work, now)
 
     def _dispatch(self, work: Work, now: float) -> list[Command]:
-        if self.node.p_queue >= 1.0 and len(self.belief.ids) == 1:
-            forecast_s = 0.0  # alone, and what finds no executor runs here: whatever it is, the work stays
-        else:
-            forecast_s = provider.forecast_here(self.node, self.engine.record, self.profile, work.prompt, work.forecast)
+        node, record = self.node, self.engine.record
+        alone = len(self.belief.ids) == 1 and node.p_queue >= 1.0  # whatever the forecast, the work stays here
+        forecast_s = 0.0 if alone else provider.forecast_here(node, record, self.profile, work.prompt, work.forecast)
         decision = self._decision(work, forecast_s, now)
-        if decision == provider.OFFER:
-            return self._offer(work, now)
-        return self._keep(work, 1 if decision == provider.LOCAL else 0)
+        return self._offer(work, now) if decision == provider.OFFER else self._keep(work, int(decision == provider.LOCAL))
 
     def _decision(self, work: Work, forecast_s: float, now: float) -> int:
         node = self.node

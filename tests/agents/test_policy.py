@@ -110,20 +110,26 @@ def test_a_row_draws_the_same_however_many_rows_are_asked_for(write_folder: Writ
             assert (policy.act(rows[:2], masks(9)[:2]) == other.act(rows, masks(9))[:2]).all()
 
 
-def test_draws_are_those_of_numpys_default_generator() -> None:
-    draws = _Draws(7)
-    for call in range(1, 4):
-        assert (next(draws).gumbel(size=(2, 15)) == np.random.default_rng((7, call)).gumbel(size=(2, 15))).all()
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_is_prepared_beforehand_changes_no_answer(write_folder: WriteFolder, times: int) -> None:
+    folder, rows = write_folder(), observations(9)
+    plain: list[Policy] = [UniformPolicy(3), OnnxPolicy(folder, sample_seed=3), OnnxPolicy(folder, sample_seed=None)]
+    ready: list[Policy] = [UniformPolicy(3), OnnxPolicy(folder, sample_seed=3), OnnxPolicy(folder, sample_seed=None)]
+    for policy, other in zip([*plain, LevelsPolicy("fixed", (4, 4, 4))], [*ready, LevelsPolicy("fixed", (4, 4, 4))], strict=True):
+        for call in range(6):
+            for _ in range(times if call % 2 else 0):
+                other.prepare()
+            assert (policy.act(rows, masks(9)) == other.act(rows, masks(9))).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_single_observation_that_is_not_finite_is_refused(write_folder: WriteFolder, value: float) -> None:
-    row = np.full((1, OBSERVATION_SIZE), np.finfo(np.float32).max, np.float32)
-    policy = OnnxPolicy(write_folder(linear_onnx(np.zeros((OBSERVATION_SIZE, MASK_SIZE)), np.zeros(MASK_SIZE, np.float32))))
-    policy.act(row, ALL_POSSIBLE)  # large is not infinite
-    row[0, 3] = value
-    with pytest.raises(PolicyError, match=f"observation must be finite, got {value} in row 0, {OBSERVATION_NAMES[3]}"):
-        policy.act(row, ALL_POSSIBLE)
+def test_a_generator_that_was_made_beforehand_is_used_once() -> None:
+    draws, calls = _Draws(7), []
+    for call in range(1, 5):
+        ahead = draws.prepare()
+        calls.append(next(draws))
+        assert calls[-1] is ahead
+        assert ahead.gumbel(size=15).tolist() == np.random.default_rng((7, call)).gumbel(size=15).tolist()
+    assert len({id(one) for one in calls}) == 4
 
 
 def test_a_fixed_level_that_is_masked_becomes_idle() -> None:
@@ -137,8 +143,6 @@ def test_a_mask_that_leaves_nothing_is_refused_by_head_and_row() -> None:
     mask[2, 5:10] = 0
     with pytest.raises(PolicyError, match="a level of forward possible, got none in row 2"):
         UniformPolicy(0).act(observations(4), mask)
-    with pytest.raises(PolicyError, match="a level of forward possible, got none in row 0"):
-        UniformPolicy(0).act(observations(1), mask[2:3])
 
 
 def test_a_mask_of_another_number_of_rows_is_refused() -> None:

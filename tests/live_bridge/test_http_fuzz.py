@@ -413,7 +413,7 @@ async def hear(pieces: list[bytes]) -> tuple[int, list[tuple[bytes, bytes]], byt
     transport = Still()
     line.connection_made(transport)  # type: ignore[arg-type]
     reply = Answered(line, "POST", "http://a/")
-    line.ask(reply, (b"",), float("inf"))
+    line.ask(reply, float("inf"))
     for piece in pieces:
         if not transport.closed:
             line.data_received(piece)

@@ -27,12 +27,15 @@ class Scripted:
     name = "scripted"
 
     def __init__(self, act: Callable[[], Any]) -> None:
-        self.calls = 0
+        self.calls = self.prepared = 0
         self._act = act
 
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Any:
         self.calls += 1
         return self._act()
+
+    def prepare(self) -> None:
+        self.prepared += 1
 
 
 def levels(*three: int) -> np.ndarray:
@@ -57,6 +60,12 @@ def decided(pilot: Pilot, turns: int = 1) -> list[Verdict]:
         return [await pilot.decide(lambda: SEEN) for _ in range(turns)]
 
     return asyncio.run(run())
+
+
+def test_a_policy_prepares_its_next_answer_once_it_has_given_one() -> None:
+    policy = Scripted(lambda: levels(1, 2, 3))
+    assert decided(piloted(policy), turns=4)[-1].action == (1, 2, 3)
+    assert policy.calls == 4 and policy.prepared >= 3  # the last time is after everybody has gone
 
 
 @pytest.fixture
