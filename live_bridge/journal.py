@@ -75,8 +75,8 @@ class Journal:
         raw = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         if b"null" in raw:
             _refuse_lost_numbers(line, line)
-        self._seal = seal = zlib.crc32(raw, self._seal)
-        self._held += b"%b,%d]\n" % (raw[:-2], seal)
+        self._seal = zlib.crc32(raw, self._seal)
+        self._held += b"%b,%d]\n" % (raw[:-2], self._seal)
         if self._soon is None:
             self.flush()
         elif not self._due:
