@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
     from live_bridge.node import Node
 
     node = Node(settings, lambda: node_settings(args.config, spoken(args)))
-    gc.collect()
     gc.freeze()  # what is loaded stays, and need not be looked through again
     gc.set_threshold(*COLLECT)
     return run_loop(settings.loop, node.run())
