@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from live_bridge.backends import guard
 from live_bridge.http.message import HttpClient
 
 LOOK_S = 0.5
@@ -38,7 +37,7 @@ def command(interpreter: str, model: str, url: str, words: Sequence[str]) -> lis
 
 
 class Launched:
-    """An engine of ours: one process group behind a guard that ends it when this process is gone."""
+    """An engine of ours: one process group behind a keeper that ends it when this process is gone."""
 
     def __init__(self, words: Sequence[str], url: str, log: Path, extra: Mapping[str, str], grace_s: float = GRACE_S) -> None:
         """Know what to start.
@@ -59,7 +58,8 @@ class Launched:
         with self.log.open("wb") as out:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                guard.__file__,
+                "-m",
+                "live_bridge.keeper",
                 str(self._grace_s),
                 *self.words,
                 stdin=asyncio.subprocess.PIPE,

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from live_bridge.backends import guard
 from live_bridge.backends.launch import Launched, LaunchError, command
 from live_bridge.http.client import Client
 
@@ -133,6 +132,7 @@ def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     launched(tmp_path, [str(tmp_path / "nothing")], scenario)
 
 
+KEEPER = (sys.executable, "-m", "live_bridge.keeper")
 NODE = """
 import asyncio, signal, sys
 from pathlib import Path
@@ -157,11 +157,11 @@ def test_nothing_outlives_a_node_however_it_ends(number: int, tmp_path: Path) ->
     wait_until(lambda: not alive(child))
 
 
-def test_the_guard_passes_on_how_a_command_ended() -> None:
+def test_the_keeper_passes_on_how_a_command_ended() -> None:
     for words, code in (([sys.executable, "-c", "raise SystemExit(7)"], 7), (["sh", "-c", "kill -9 $$"], 137)):
-        with subprocess.Popen([sys.executable, guard.__file__, "1", *words], stdin=subprocess.PIPE) as done:
+        with subprocess.Popen([*KEEPER, "1", *words], stdin=subprocess.PIPE) as done:
             assert done.wait(20) == code
-    asked = subprocess.Popen([sys.executable, guard.__file__, "1", "sleep", "600"], stdin=subprocess.PIPE)
+    asked = subprocess.Popen([*KEEPER, "1", "sleep", "600"], stdin=subprocess.PIPE)
     time.sleep(0.5)
     asked.terminate()
     assert asked.wait(10) == 143
