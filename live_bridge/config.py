@@ -105,6 +105,13 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class JournalSettings:
+    """What a node keeps of what it did."""
+
+    keep_days: Positive | None
+
+
+@dataclass(frozen=True)
 class NodeSettings:
     """One node; units and defaults stand in conf/live/node.yaml."""
 
@@ -131,6 +138,7 @@ class NodeSettings:
     limits: LimitSettings
     tls: TlsSettings
     log: LogSettings
+    journal: JournalSettings
 
     def __post_init__(self) -> None:
         if self.speed != 1.0 and self.backend.kind != "emulated":

@@ -112,6 +112,27 @@ class Journal:
         following.rename(self._path)
         self.flush()
 
+    def forget(self, before_s: float) -> int:
+        """Delete journals of earlier lives that were written to for the last time before `before_s` (s since 1970).
+
+        A life goes as a whole, its last part first: what is left of one can be read whenever this ends. That of the life under way
+        stays, however old its parts are, since a replay begins with the first.
+        returns   files deleted
+        errors    OSError
+        """
+        lives: dict[int, list[Path]] = {}
+        for part in _moved(self._path):
+            lives.setdefault(_numbers(part)[0], []).append(part)
+        old = [
+            part
+            for life, parts in lives.items()
+            if life != self._life and max(part.stat().st_mtime for part in parts) < before_s
+            for part in sorted(parts, key=_numbers, reverse=True)
+        ]
+        for part in old:
+            part.unlink()
+        return len(old)
+
     def close(self) -> None:
         """Write what is held and let go of the file."""
         self.flush()

@@ -56,6 +56,7 @@ LOOK_UP_S = 2.0
 GOSSIP_WALL_S = 0.1
 """Least seconds on the wall between two gossip rounds, however fast the clock."""
 PAGE_S = 1.0
+DAY_S = 86_400.0
 SETTLING_S = 2.0
 """Seconds on the wall, at the end of a drain, for what is owed."""
 
@@ -245,6 +246,7 @@ class Node:
             (self.gossip_s, self.society.round),
             (self.gossip_s, self.society.read_ledger),
             (PAGE_S * self.clock.speed, self._show),
+            (DAY_S * self.clock.speed, self._tidy),
         ]
         beside = [asyncio.create_task(work()) for work in (self.watcher.run, self.renewal.run)]
         living = asyncio.create_task(run_all(self.core, rounds, self._failed))
@@ -354,6 +356,18 @@ class Node:
             await self._learn_model()
         self.feed.publish(self.portrait.snapshot())
         self.society.keep(self._home)
+
+    async def _tidy(self) -> None:
+        """Delete old journals, where the settings say so."""
+        days = self.settings.journal.keep_days
+        if days is None:
+            return
+        try:
+            gone = self.journal.forget(time.time() - days * DAY_S)
+        except OSError as error:
+            self._disk_failed(error)
+        else:
+            LOG.info("old journals are deleted", extra={"files": gone, "keep_days": days})
 
     def named(self) -> None:
         """Say in the metrics who this is and what steers it."""

@@ -261,6 +261,61 @@ def test_an_earlier_life_in_parts_is_read_through_its_last_part(tmp_path):
     assert list(read(last))[1:] == [event(k) for k in range(60)]
 
 
+def lives(path, count):
+    """Several lives, each of some parts; the last one goes on."""
+    for life in range(count):
+        journal = begin(path, part_bytes=400)
+        for k in range(200):
+            journal.write(event(k))
+        if life < count - 1:
+            journal.close()
+    for file in path.parent.glob("journal.*.jsonl"):
+        os.utime(file, (1000 * int(file.name.split(".")[1]),) * 2)  # as old as its life
+    return journal
+
+
+def test_old_lives_are_deleted_whole_and_the_one_under_way_never(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = lives(path, 4)
+    counts = [len(list(tmp_path.glob(f"journal.{life}.*.jsonl"))) for life in (1, 2, 3, 4)]
+    assert min(counts) > 2
+    assert journal.forget(1000.0) == 0
+    assert journal.forget(2500.0) == counts[0] + counts[1]
+    left = {int(file.name.split(".")[1]) for file in tmp_path.glob("journal.*.jsonl")}
+    assert left == {3, 4}
+    assert len(list(read(tmp_path / f"journal.3.{counts[2] - 1}.jsonl"))) == 201
+    assert journal.forget(1e12) == counts[2]
+    assert len(list(tmp_path.glob("journal.4.*.jsonl"))) == counts[3]
+    journal.close()
+    assert len(list(read(path))) == 201
+    begin(path).close()
+    assert next(read(path))["life"] == 5  # a life has a number of its own, whatever was deleted before it
+
+
+def test_a_life_is_as_old_as_its_youngest_part_and_goes_from_its_end(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    journal = lives(path, 2)
+    parts = sorted(tmp_path.glob("journal.1.*.jsonl"), key=lambda file: int(file.name.split(".")[2]))
+    os.utime(parts[1], (9000, 9000))
+    assert journal.forget(5000.0) == 0
+    gone, unlink = [], Path.unlink
+
+    def stuck(file):
+        if len(gone) == 2:
+            raise OSError(errno.EROFS, "read-only")
+        gone.append(file)
+        unlink(file)
+
+    monkeypatch.setattr(Path, "unlink", stuck)
+    with pytest.raises(OSError, match="read-only"):
+        journal.forget(9001.0)
+    assert gone == parts[:-3:-1]
+    assert len(list(read(parts[-3]))) > 1  # what is left can be read
+    monkeypatch.undo()
+    assert journal.forget(9001.0) == len(parts) - 2
+    journal.close()
+
+
 def test_a_missing_part_is_named(tmp_path):
     path = tmp_path / "journal.jsonl"
     journal = begin(path, part_bytes=2_000)
