@@ -4,6 +4,7 @@ compose -> check -> train -> export -> evaluate -> log, from top to bottom. `pyt
 Python, `train(compose(["env=paper-2", "agents=ppo"]).values)`. Whatever is heavy is imported after the settings are found good.
 """
 
+import math
 import os
 import shlex
 import shutil
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import multirun
 from agents.settings import Fixed, Learner, MappoLearner
 from compose import CONF, SPOKEN, compose_each, help_text, resumed
 from plan import GROUPS, Plan, check
@@ -111,15 +114,26 @@ def check_command_line(arguments: Any, overrides: Sequence[str]) -> None:
 
 
 def _job(config: DictConfig) -> float:
-    """Do one run under Hydra; returns its score."""
+    """Do one run under Hydra; returns its score. In a multirun a refused one has none, and the others go on."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    files = {group: f"conf/{group}/{option}.yaml" for group, option in hydra_config.runtime.choices.items()}
+    if hydra_config.mode is not RunMode.MULTIRUN:
+        score = _score(config, folder)
+        return sys.exit(REFUSED) if math.isnan(score) else score
+    words = hydra_config.overrides.task
+    config = multirun.own_output(config, words, folder)
+    with multirun.announced(hydra_config.job.num, words, hydra_config.launcher._target_, folder):
+        return _score(config, folder)
+
+
+def _score(config: DictConfig, folder: Path) -> float:
+    """Train under Hydra; returns the score, nan when the run was refused, which is then told."""
+    files = {group: f"conf/{group}/{option}.yaml" for group, option in HydraConfig.get().runtime.choices.items()}
     try:
         return train(config, folder, files).score
     except _refusals() as error:
         sys.stderr.write(f"{error}\n")
-        sys.exit(REFUSED)
+        return math.nan
     except KeyboardInterrupt:
         from agents.checkpoint import FILE
 
@@ -137,18 +151,28 @@ def _refusals() -> tuple[type[Exception], ...]:
     return SettingsError, CheckpointError, PolicyError, LearningError
 
 
-def train(config: DictConfig | Mapping[str, Any], folder: Path | None = None, files: Mapping[str, str] | None = None) -> Result:
+def train(
+    config: DictConfig | Mapping[str, Any],
+    folder: Path | None = None,
+    files: Mapping[str, str] | None = None,
+    watch: Callable[[Mapping[str, float], int], None] | None = None,
+) -> Result:
     """Do one run: train where there is something to learn, export, evaluate beside every baseline, log.
 
     config   composed from conf/ (see compose.compose), or a mapping of that form
     folder   of the run, for checkpoint, metrics and report; None: runs/NAME/TIME
     files    see `check`
+    watch    is told of metrics and agent-steps whenever the tracker is; what it raises ends the run
     errors   SettingsError, CheckpointError, PolicyError, LearningError; a failed run is marked so in its tracker
     """
     plan = check(config, files)
     folder = folder or Path("runs") / plan.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_s{plan.top.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     tracker = _open_tracker(plan, folder)
+    if watch:
+        from agents.tracking import WatchedTracker
+
+        tracker = WatchedTracker(tracker, watch)
     failed = True
     try:
         with _torch_cache(folder / "torch"):

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +66,20 @@ def open_tracker(settings: Tracking, folder: Path, run: Run) -> Tracker:
     if settings.name == "tensorboard":
         return TensorboardTracker(folder, run)
     return CsvTracker(folder) if settings.name == "csv" else NoTracker()
+
+
+class WatchedTracker:
+    """Hands all on to another tracker, and metrics to `watch` too, which may end the run by raising."""
+
+    def __init__(self, tracker: Tracker, watch: Callable[[Mapping[str, float], int], None]) -> None:
+        self._tracker, self._watch = tracker, watch
+        self.id, self.where = tracker.id, tracker.where
+        self.table, self.picture, self.artifact, self.finish = tracker.table, tracker.picture, tracker.artifact, tracker.finish
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Write metrics, then show them."""
+        self._tracker.log(values, step)
+        self._watch(values, step)
 
 
 class NoTracker:

@@ -84,7 +84,8 @@ def environment() -> dict[str, str]:
 
 def prepare(folder: Path) -> None:
     """Make a folder look like the repository to an example that writes into it."""
-    (folder / "train.py").symlink_to(ROOT / "train.py")
+    for program in ("train.py", "tune.py"):
+        (folder / program).symlink_to(ROOT / program)
     if (ROOT / FOLDER).is_dir():
         shutil.copytree(ROOT / FOLDER, folder / FOLDER)
     shipped = folder / FOLDER / "ppo_wwwserve"

@@ -19,7 +19,7 @@ IN_NAME = {"yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra-core", "llvmlite":
 """Names of imports that are not names of packages; llvmlite is numba's own."""
 ONLY_ASKED_FOR = {"onnxscript"}
 """Packages that another one imports without asking for them."""
-EXTRA = {"tensorboard", "hydra-joblib-launcher"}
+EXTRA = {"tensorboard", "hydra-joblib-launcher", "hydra-ray-launcher"}
 """Packages of extras, which libraries load by name."""
 ELSEWHERE = {"yarl"}
 """Packages that another one brings along: aiohttp takes URLs of yarl alone."""
@@ -133,8 +133,8 @@ def test_what_is_imported_is_asked_for_and_what_is_asked_for_is_imported() -> No
     used = {name for name in imported(paths) if name not in ours and name not in sys.stdlib_module_names}
     packages = {IN_NAME.get(name, name.replace("_", "-")).lower() for name in used}
     asked = asked_for(PROJECT["project"]["dependencies"])
-    live = asked_for(PROJECT["project"]["optional-dependencies"]["live"])
-    assert packages - asked - live - ELSEWHERE == set(), "imported, but not among the dependencies"
+    live, sweep = (asked_for(PROJECT["project"]["optional-dependencies"][extra]) for extra in ("live", "sweep"))
+    assert packages - asked - live - sweep - ELSEWHERE == set(), "imported, but not among the dependencies"
     assert live <= packages, "in the extra live, but not imported"
     assert asked - packages == ONLY_ASKED_FOR, "among the dependencies, but not imported"
 

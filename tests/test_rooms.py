@@ -20,7 +20,9 @@ ARROWS: dict[str, set[str]] = {
     "agents": {"market", "settings"},
     "live_bridge": {"market", "agents", "settings"},
     "plan": {"market", "envs", "agents", "settings", "compose"},
-    "train": {"market", "envs", "agents", "settings", "compose", "plan"},
+    "multirun": {"settings"},
+    "train": {"market", "envs", "agents", "settings", "compose", "plan", "multirun"},
+    "tune": {"agents", "settings", "compose", "plan", "train"},
     "benchmarks": {"market", "envs", "agents", "live_bridge", "settings", "compose", "plan", "train"},
 }
 """Which room may import which."""
