@@ -227,7 +227,7 @@ def _try(study: "Study", trial: "Trial", space: Space, words: Sequence[str], fol
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    from agents.ppo import LearningError
+    from agents.iterations import LearningError
 
     said = [f"{key}={_draw(trial, key, span)}" for key, span in space.items()]
     composed = compose([*words, *said, f"output={folder}"])

@@ -116,7 +116,7 @@ def test_a_trial_that_is_poor_halfway_is_pruned_and_counts(
 def test_weights_that_diverge_end_a_trial_and_not_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from agents.ppo import LearningError
+    from agents.iterations import LearningError
 
     def diverge(*_: object) -> None:
         raise LearningError("ppo: weights are no longer finite")
@@ -177,7 +177,7 @@ def test_the_shipped_space_is_good_for_every_learner_that_it_is_made_for() -> No
     composed = compose([], "tune")
     found, space = program.read_search(composed)
     assert set(space) == set(yaml.safe_load((CONF / "tune.yaml").read_text())["space"])
-    for agents in ("ppo", "maskable_ppo"):
+    for agents in ("ppo", "maskable_ppo", "mappo"):
         assert program._check_each(found, space, [f"agents={agents}"]).agents.name == agents
 
 
