@@ -32,13 +32,13 @@ SLOTS = 256
 """Most requests that any engine can run at once (capacity of the finish heap)."""
 ORDER_BITS = 32
 """Bits of an admission number: of requests that finish with the same iteration, the one admitted first comes first."""
+_ORDER = (1 << ORDER_BITS) - 1
 
 ENGINE = layout(
     clock_s=float,  # start of the next iteration = end of the last one committed
     iteration=int,  # iterations committed
     admissions=int,  # requests admitted so far: their order is the order of preemption
     running=int,  # decoding requests = size of the finish heap
-    newest=int,  # decoding request admitted last, or NONE; linked back to the oldest
     kv_tokens=int,  # KV tokens that decoding requests hold
     blocks_used=int,  # KV blocks held by all admitted requests
     due_tokens=int,  # forecast output tokens still to come from decoding requests
@@ -66,8 +66,7 @@ REQUEST = layout(
     context=SHORT,  # tokens in the KV cache when decoding began
     joined=SHORT,  # iteration after which decoding began
     order=SHORT,  # admission number
-    next=SHORT,  # link in whichever queue the request stands in, or to the decoding request admitted after it
-    before=SHORT,  # decoding request admitted before it
+    next=SHORT,  # link in whichever queue the request stands in
     preemptions=SHORT,
     first_token_s=float,  # NEVER until known
     finish_s=float,  # NEVER until known
@@ -87,7 +86,6 @@ def open_engine(engine, now):
     engine.iteration = 0
     engine.admissions = 0
     engine.running = 0
-    engine.newest = NONE
     engine.kv_tokens = 0
     engine.blocks_used = 0
     engine.due_tokens = 0
@@ -191,12 +189,6 @@ def _leave(engine, requests, place):
     engine.blocks_used -= blocks_for(context)
     engine.due_tokens -= request.forecast_tokens - generated
     _count_below(engine, request, -1)
-    if request.next == NONE:
-        engine.newest = request.before
-    else:
-        requests[request.next].before = request.before
-    if request.before != NONE:
-        requests[request.before].next = request.next
     engine.running -= 1
     if place < engine.running:
         _set_place(engine, place, engine.heap[engine.running], engine.finish[engine.running])
@@ -236,11 +228,7 @@ def join(engine, requests, index, context):
     last = engine.iteration + request.output_tokens - request.generated - 1
     if request.generated == 0:
         request.first_token_s = engine.clock_s
-    request.before = engine.newest
     request.next = NONE
-    if engine.newest != NONE:
-        requests[engine.newest].next = index
-    engine.newest = index
     _set_place(engine, engine.running, index, (last << ORDER_BITS) | request.order)
     engine.running += 1
     engine.kv_tokens += context
@@ -275,11 +263,12 @@ def preempt_last(engine, requests):
         engine.blocks_used -= blocks_for(request.prompt_tokens + request.generated)
         _requeue(engine, requests, index, request.generated)
         return
-    index = engine.newest
-    place = 0
-    while engine.heap[place] != index:
-        place += 1
-    _requeue(engine, requests, index, _leave(engine, requests, place))
+    last = 0
+    for place in range(1, engine.running):
+        if engine.finish[place] & _ORDER > engine.finish[last] & _ORDER:
+            last = place
+    index = engine.heap[last]
+    _requeue(engine, requests, index, _leave(engine, requests, last))
 
 
 @rule
