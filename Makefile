@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train evaluate up test test-slow test-live test-adapters vllm adapters lint format docs clean
+.PHONY: help train evaluate suite results up test test-slow test-live test-adapters vllm adapters lint format docs clean
 
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
@@ -34,6 +34,12 @@ train: $(VENV)/.run ## train, evaluate against every baseline, export: python tr
 
 evaluate: $(VENV)/.run ## play policies on the same seeds: python -m agents.evaluate env=ENV ARGS
 	$(RUN) -m agents.evaluate env=$(ENV) $(ARGS)
+
+suite: $(VENV)/.run ## play every experiment that is published: python -m agents.evaluate --suite full ARGS
+	$(RUN) -m agents.evaluate --suite full $(ARGS)
+
+results: $(VENV)/.run ## write the tables and pictures of the results from benchmarks/results
+	$(RUN) -m benchmarks.results
 
 up: $(VENV)/.live ## a market on this machine: live_bridge up ARGS
 	$(VENV)/bin/live_bridge up $(ARGS)

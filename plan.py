@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that a slip is told within a second.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,6 +59,12 @@ class Plan:
     def name(self) -> str:
         """Name of the run and of its policy."""
         return self.top.name or f"{self.agents.name}_{self.scenario.name}"
+
+    @property
+    def school(self) -> "Scenario":
+        """The scenario as a learner meets it: with the time between two decisions that it asks for."""
+        asked_s = self.agents.control_s if isinstance(self.agents, Learner) else None
+        return self.scenario if asked_s is None else replace(self.scenario, control_s=asked_s)
 
 
 def check(config: DictConfig | Mapping[str, Any], files: Mapping[str, str] | None = None) -> Plan:
@@ -130,6 +136,18 @@ def _seat_slips(name: str, place: str, key: str) -> list[Slip]:
         return [Slip(place, key, f"is {name}: {str(error).removeprefix('policies: ')}")]
     rule = f"is {name}, a scheduler in place of the market, which takes no seat in it; name a policy, such as paper"
     return [] if taken else [Slip(place, key, rule)]
+
+
+def _control_slips(learner: Learner, scenario: "Scenario", place: str) -> list[Slip]:
+    """A learner's decisions must fall on rounds of upkeep, and fill the episode."""
+    asked_s = learner.control_s
+    if asked_s is None:
+        return []
+    whole = all(
+        abs(ratio - round(ratio)) < 1e-9 and ratio >= 1 for ratio in (asked_s / scenario.tick_s, scenario.horizon_s / asked_s)
+    )
+    rule = f"must be a multiple of tick_s = {scenario.tick_s:g} that divides horizon_s = {scenario.horizon_s:g}, got {asked_s:g}"
+    return [] if whole else [Slip(place, "control_s", rule)]
 
 
 def _name_slips(name: Any) -> list[Slip]:

@@ -244,7 +244,7 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
     from agents.provenance import source
     from envs.wwwserve.batch import PART_NAMES, Batch
 
-    batch = Batch(plan.scenario, plan.terms, plan.profiles, networks=settings.networks, seed=plan.top.seed, stagger=True)
+    batch = Batch(plan.school, plan.terms, plan.profiles, networks=settings.networks, seed=plan.top.seed, stagger=True)
     pay = plan.scenario.reward
     weights = dict(
         zip((f"reward_{name}" for name in PART_NAMES), (pay.value, -pay.penalty, pay.exchange, -pay.energy), strict=True)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agents import protocol
 from settings import Range, SettingsError, Slip, plain, read
 
 if TYPE_CHECKING:  # the parts that are slow to import wait until the settings are checked
     from agents.policy import Baseline
-    from agents.scores import Evaluation, Played
+    from agents.scores import Axis, Evaluation, Played, Round
+    from envs.wwwserve.scenario import Scenario
 
 ABOUT = "Evaluate policies on the same seeds of a scenario: SLO attainment, latency and the market's own figures, with intervals."
 EXAMPLES = {
@@ -24,12 +26,12 @@ EXAMPLES = {
     "env=wwwserve policies=[paper,ppo_wwwserve] seeds=50": "more seeds, narrower intervals",
     "policies=[paper,uniform,fixed:3-2-2] market.duel_rate=0": "levels of accept, forward, commit; other terms",
     "env=paper-1 env.providers.0.count=16 output=/tmp/many": "another population; where the files go",
+    "--suite paper": "every experiment of the paper, by the protocol; --suite --help",
 }
 GROUPS = {"env": "the scenario", "market": "the rules' numbers"}
 WIDTH = 150
 """Columns of a table where no terminal says how many there are."""
 WEALTH_SAMPLES = 150
-THRESHOLDS = 31
 
 
 class Scene(Protocol):
@@ -62,8 +64,8 @@ class Market(Protocol):
     def scenario(self) -> Scene:
         """What is played."""
 
-    def pin(self, brain: str) -> None:
-        """Let all providers follow "paper" rules or the "policy" whose actions are given."""
+    def pin(self, brain: str, providers: list[int]) -> None:
+        """Let providers follow "paper" rules or the "policy" whose actions are given."""
 
     def step(self, actions: NDArray[np.int64]) -> None:
         """Let one control step pass."""
@@ -104,8 +106,6 @@ def evaluate(
     on_step     called after each step of each policy, for a progress bar
     errors      ValueError for fewer than 2 seeds, two policies of one name, or an episode without a due request
     """
-    from agents.scores import Evaluation
-
     names = [policy.name for policy in policies]
     if not names:
         raise ValueError("policies: none given; name at least one, such as paper")
@@ -113,23 +113,38 @@ def evaluate(
         raise ValueError(f"policies: {', '.join(names)} are not all different; give each once, under a name of its own")
     if seeds < 2:
         raise ValueError(f"seeds must be >= 2 for an interval, got {seeds}")
-    axis, played = None, {}
-    for policy in policies:
-        market = make(networks=seeds, seed=first_seed, dispatch=policy.dispatch)
-        course = _play(market, policy, on_step)
-        axis = axis or _axis(market.outcomes(), market.scenario.horizon_s)
-        played[policy.name] = _measure(market, policy, course, axis)
-    assert axis is not None
+    rounds = [play(make(networks=seeds, seed=first_seed, dispatch=policy.dispatch), policy, on_step=on_step) for policy in policies]
+    return assemble(rounds, first_seed)
+
+
+def play(market: Market, policy: "Baseline", *, on_step: Callable[[], None] | None = None) -> "Round":
+    """Let one policy play one episode of every network of a fresh market, and measure it.
+
+    errors   ValueError for an episode without a due request
+    """
+    from agents.scores import Round
+
+    course = _play(market, policy, on_step)
+    axis = _axis(market.outcomes(), market.scenario.horizon_s)
+    played = _measure(market, policy, course, axis)
+    return Round(market.scenario.name, market.scenario.horizon_s, axis, np.array(course.times_s), played)
+
+
+def assemble(rounds: "Sequence[Round]", first_seed: int) -> "Evaluation":
+    """Put rounds of the same episodes side by side; the first one gives axes and scenario."""
+    from agents.scores import Evaluation
+
+    first = rounds[0]
     return Evaluation(
-        scenario=market.scenario.name,
+        scenario=first.scenario,
         first_seed=first_seed,
-        seeds=seeds,
-        horizon_s=market.scenario.horizon_s,
-        thresholds=axis.thresholds,
-        relative=axis.relative,
-        slo=axis.slo,
-        times_s=np.array(course.times_s),
-        played=played,
+        seeds=len(first.played.curve),
+        horizon_s=first.horizon_s,
+        thresholds=first.axis.thresholds,
+        relative=first.axis.relative,
+        slo=first.axis.slo,
+        times_s=first.times_s,
+        played={one.played.name: one.played for one in rounds},
     )
 
 
@@ -142,18 +157,12 @@ class _Course:
     wealth: list[NDArray[np.float64]]  # (networks, providers) at each time
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """The SLO thresholds of a scenario's curves."""
-
-    thresholds: NDArray[np.float64]
-    relative: bool
-    slo: float
-
-
 def _play(market: Market, policy: "Baseline", on_step: Callable[[], None] | None) -> _Course:
     """Let a policy steer all providers of all networks for one episode."""
-    market.pin(policy.brain)
+    from agents.seats import pins
+
+    for brain, seats in pins(policy, market.providers):
+        market.pin(brain, seats)
     shape = (market.networks, market.providers, 3)
     course = _Course(np.zeros(shape[:2]), [0.0], [np.array(market.accounts()["wealth"])])
     every = max(1, market.steps_per_episode // WEALTH_SAMPLES)
@@ -170,16 +179,18 @@ def _play(market: Market, policy: "Baseline", on_step: Callable[[], None] | None
     return course
 
 
-def _axis(outcomes: np.ndarray, horizon_s: float) -> _Axis:
-    """Choose thresholds from 0.4 to 1.6 of the SLO, in seconds where all requests share one; all of them fall due."""
-    shares = np.linspace(0.4, 1.6, THRESHOLDS)
+def _axis(outcomes: np.ndarray, horizon_s: float) -> "Axis":
+    """Choose thresholds as shares of the SLO, in seconds where all requests share one; all of them fall due."""
+    from agents.scores import Axis
+
+    shares = np.linspace(*protocol.THRESHOLDS)
     slo = outcomes["slo_s"]
     if slo.min() == slo.max():
-        return _Axis(shares[shares * slo[0] < 0.9 * horizon_s] * slo[0], relative=False, slo=float(slo[0]))
-    return _Axis(shares[shares * slo.max() < 0.9 * horizon_s], relative=True, slo=1.0)
+        return Axis(shares[shares * slo[0] < 0.9 * horizon_s] * slo[0], relative=False, slo=float(slo[0]))
+    return Axis(shares[shares * slo.max() < 0.9 * horizon_s], relative=True, slo=1.0)
 
 
-def _measure(market: Market, policy: "Baseline", course: _Course, axis: _Axis) -> "Played":
+def _measure(market: Market, policy: "Baseline", course: _Course, axis: "Axis") -> "Played":
     """Measure every network of a played market."""
     from agents import metrics
     from agents.scores import Played
@@ -187,9 +198,11 @@ def _measure(market: Market, policy: "Baseline", course: _Course, axis: _Axis) -
     horizon, outcomes = market.scenario.horizon_s, market.outcomes()
     accounts, counters = market.accounts(), market.counters()
     found: list[dict[str, float]] = []
-    curves, latencies = [], []
+    curves, latencies, seats, times = [], [], [], []
     for n in range(market.networks):
         mine = outcomes[outcomes["network"] == n]
+        seats.append(metrics.measure_seats(mine, market.providers, horizon_s=horizon))
+        times.append(metrics.latency_over_time(mine, horizon))
         counts = {name: values[n] for name, values in counters.items()}
         economy = metrics.measure_market(wealth=accounts["wealth"][n], rewards=course.rewards[n], counters=counts)
         found.append(metrics.measure(mine, horizon_s=horizon) | economy)
@@ -204,8 +217,14 @@ def _measure(market: Market, policy: "Baseline", course: _Course, axis: _Axis) -
         metrics={name: np.array([row[name] for row in found]) for name in found[0]},
         curve=np.array(curves),
         latencies_s=tuple(latencies),
+        over_time=np.array(times),
         wealth=np.array(course.wealth),
-        providers={name: np.asarray(values, np.float64) for name, values in {**accounts, **counters}.items()},
+        providers={
+            **{name: np.asarray(values, np.float64) for name, values in {**accounts, **counters}.items()},
+            **{name: np.array([row[name] for row in seats]) for name in seats[0]},
+            "reward": course.rewards,
+            "earned": np.array(accounts["wealth"]) - course.wealth[0],
+        },
     )
 
 
@@ -229,6 +248,11 @@ def main(words: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     from compose import compose, help_text
 
+    if words[:1] == ["--suite"]:
+        from agents import suite
+
+        return suite.main(words[1:])
+
     if {"-h", "--help"} & set(words):
         print(help_text("python -m agents.evaluate", ABOUT, EXAMPLES, GROUPS), end="")
         return 0
@@ -247,7 +271,7 @@ def _run(composed: Any) -> None:
     try:
         settings = read(Settings, own, "conf/evaluate.yaml")
         policies = _load(settings)
-        steps, make = _market(values, composed.files)
+        scenario, make = _market(values, composed.files)
     except SettingsError as error:
         raise composed.blame(error.slips) from None
     from rich.console import Console
@@ -256,7 +280,7 @@ def _run(composed: Any) -> None:
     from agents.provenance import source
     from agents.scores import table
 
-    with CountingProgress("evaluate", len(policies) * steps) as progress:
+    with CountingProgress("evaluate", len(policies) * scenario.steps) as progress:
         evaluation = evaluate(make, policies, settings.seeds, settings.first_seed, on_step=progress.advance)
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table(evaluation))
     for path in write(evaluation, Path(settings.output), config=values, source=source()._asdict()):
@@ -280,10 +304,25 @@ def _load(settings: Settings) -> "list[Baseline]":
     return policies
 
 
-def _market(values: Mapping[str, Any], files: Mapping[str, str]) -> tuple[int, MakeMarket]:
-    """Read scenario and terms; give the steps of an episode, and what makes their markets."""
+def scene(words: Sequence[str]) -> "tuple[dict[str, Any], Scenario, MakeMarket]":
+    """Compose overrides into a scenario: the config's values, the scenario, and what makes its markets.
+
+    errors   SettingsError
+    """
+    from compose import compose
+
+    composed = compose(words, "evaluate")
+    values = plain(composed.values, "conf/evaluate.yaml")
+    try:
+        scenario, make = _market(values, composed.files)
+    except SettingsError as error:
+        raise composed.blame(error.slips) from None
+    return values, scenario, make
+
+
+def _market(values: Mapping[str, Any], files: Mapping[str, str]) -> "tuple[Scenario, MakeMarket]":
+    """Read scenario and terms; give what makes their markets."""
     from envs.wwwserve import load
-    from envs.wwwserve.batch import Batch
     from envs.wwwserve.scenario import Scenario, check
     from market.terms import Terms
 
@@ -293,9 +332,11 @@ def _market(values: Mapping[str, Any], files: Mapping[str, str]) -> tuple[int, M
     check(scenario, profiles, files["env"])
 
     def make(*, networks: int, seed: int, dispatch: str) -> Market:
+        from envs.wwwserve.batch import Batch
+
         return Batch(scenario, terms, profiles, networks=networks, seed=seed, dispatch=dispatch, record=True, autoreset=False)
 
-    return scenario.steps, make
+    return scenario, make
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ OUTCOME_FIELDS = ("origin", "arrival_s", "output_tokens", "latency_s", "ttft_s",
 """Fields of a row of outcomes that the metrics read; `latency_s` and `ttft_s` are inf where there is none."""
 
 
+TIME_BINS = 40
+"""Equal parts of an episode for figures over time."""
+
+
 class Metric(NamedTuple):
     """What a metric's name stands for."""
 
@@ -130,6 +134,36 @@ def measure_market(*, wealth: ArrayLike, rewards: ArrayLike, counters: Mapping[s
         "gini_wealth": gini(wealth),
         "welfare": _total(rewards),
     }
+
+
+def measure_seats(outcomes: np.ndarray, providers: int, *, horizon_s: float) -> dict[str, Array]:
+    """Measure how the users of each provider were served, and how many answers it gave.
+
+    outcomes  (requests,) of one network, with `executor` beside OUTCOME_FIELDS
+    returns   (providers,) each: slo_attainment and latency_s_mean by origin, nan where none was due; executed by executor
+    """
+    inside = due(outcomes["arrival_s"], outcomes["slo_s"], horizon_s)
+    rows = outcomes[inside]
+    answered = rows["status"] == FINISHED
+    attained = answered & (rows["latency_s"] <= rows["slo_s"])
+    latency = np.where(answered, rows["latency_s"], horizon_s - rows["arrival_s"])
+    count = np.bincount(rows["origin"], minlength=providers).astype(np.float64)
+    known = np.where(count > 0, count, math.nan)
+    done = outcomes[outcomes["status"] == FINISHED]
+    return {
+        "slo_attainment": np.bincount(rows["origin"], attained, providers) / known,
+        "latency_s_mean": np.bincount(rows["origin"], latency, providers) / known,
+        "executed": np.bincount(done["executor"], minlength=providers).astype(np.float64),
+    }
+
+
+def latency_over_time(outcomes: np.ndarray, horizon_s: float) -> Array:
+    """Average the latency of the due requests that arrived in each of TIME_BINS equal parts of the episode; nan: none did."""
+    rows = outcomes[due(outcomes["arrival_s"], outcomes["slo_s"], horizon_s)]
+    latency = np.where(rows["status"] == FINISHED, rows["latency_s"], horizon_s - rows["arrival_s"])
+    place = np.minimum((rows["arrival_s"] / horizon_s * TIME_BINS).astype(np.int64), TIME_BINS - 1)
+    count = np.bincount(place, minlength=TIME_BINS).astype(np.float64)
+    return np.asarray(np.bincount(place, latency, TIME_BINS) / np.where(count > 0, count, math.nan))
 
 
 def attainment_curve(outcomes: np.ndarray, thresholds: ArrayLike, horizon_s: float, *, relative: bool = False) -> Array:

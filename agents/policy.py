@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -94,6 +94,7 @@ class Baseline:
     brain: Brain  # "paper": providers follow the paper's rules, whatever the policy says
     dispatch: Dispatch
     policy: Policy
+    visitors: "Mapping[int, Baseline]" = field(default_factory=dict)  # provider -> who steers it instead; see agents.seats
 
 
 class LevelsPolicy:

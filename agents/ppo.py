@@ -238,6 +238,7 @@ def _shape(model: Model, vec_env: Any, settings: SB3Learner) -> dict[str, Any]:
     return {
         "agents.name": settings.name,
         "agents.hidden": list(settings.hidden),
+        "agents.control_s": settings.control_s,
         "agents.rollout": settings.rollout,
         "agents.reward_scale": settings.reward_scale,
         "slots": int(vec_env.num_envs),

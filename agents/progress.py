@@ -88,9 +88,9 @@ class CountingProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def advance(self) -> None:
-        """Count one step."""
-        self._bar.advance(self._task)
+    def advance(self, steps: int = 1) -> None:
+        """Count steps."""
+        self._bar.advance(self._task, steps)
 
 
 def _duration(seconds: float) -> str:

@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from agents import statistics
+from agents import protocol, statistics
 from agents.metrics import METRICS
 from agents.policy import Brain, Dispatch
 from agents.publish import write_whole
 from agents.statistics import Estimate
 
-PROTOCOL = 1
-"""Version of the evaluation: rises when a number would come out different, or stand elsewhere in the file."""
 REFERENCES = ("paper", "single")
 """Policies that all others are compared with, seed by seed."""
 BOUND = "central"
@@ -50,8 +48,29 @@ class Played:
     metrics: Mapping[str, Array]  # name -> (seeds,); nan: the episode gives no such value
     curve: Array  # (seeds, thresholds) SLO attainment
     latencies_s: tuple[Array, ...]  # one a seed: of every due request; inf: no answer
+    over_time: Array  # (seeds, bins) mean latency of the requests that arrived in each part of the episode; nan: none did
     wealth: Array  # (times, seeds, providers) credits
-    providers: Mapping[str, Array]  # accounts and counters at the end, name -> (seeds, providers)
+    providers: Mapping[str, Array]  # accounts, counters and metrics of each at the end, name -> (seeds, providers)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The SLO thresholds of a scenario's curves."""
+
+    thresholds: Array
+    relative: bool  # multiples of each request's SLO; else seconds
+    slo: float  # the scenario's own SLO on this axis
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one policy did, and where: one play of all seeds."""
+
+    scenario: str
+    horizon_s: float
+    axis: Axis
+    times_s: Array  # (times,) of wealth
+    played: Played
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class Evaluation:
         summaries = {name: self.summary(name) for name in self.played}
         return {
             self.scenario: {
-                metric: {name: _rounded(summary[metric]) for name, summary in summaries.items()}
+                metric: {name: rounded(summary[metric]) for name, summary in summaries.items()}
                 for metric in (*SHOWN, "price_of_anarchy")
             }
         }
@@ -144,7 +163,7 @@ def to_json(evaluation: Evaluation, **more: Any) -> dict[str, Any]:
     more   entries to add, such as config and source
     """
     return {
-        "protocol": PROTOCOL,
+        "protocol": protocol.VERSION,
         "scenario": evaluation.scenario,
         "first_seed": evaluation.first_seed,
         "seeds": evaluation.seeds,
@@ -186,16 +205,16 @@ def _policy_json(evaluation: Evaluation, played: Played) -> dict[str, Any]:
         "brain": played.brain,
         "dispatch": played.dispatch,
         "agent_steps": played.agent_steps,
-        "summary": {name: _rounded(found) for name, found in evaluation.summary(played.name).items()},
+        "summary": {name: rounded(found) for name, found in evaluation.summary(played.name).items()},
         "difference": {
-            other: {metric: _rounded(evaluation.difference(played.name, other, metric)) for metric in played.metrics}
+            other: {metric: rounded(evaluation.difference(played.name, other, metric)) for metric in played.metrics}
             for other in references
         },
         "probability_of_improvement": {
-            other: {metric: _rounded(evaluation.improvement(played.name, other, metric)) for metric in played.metrics}
+            other: {metric: rounded(evaluation.improvement(played.name, other, metric)) for metric in played.metrics}
             for other in references
         },
-        "curve": [_rounded(point) for point in zip(*statistics.band(played.curve), strict=True)],
+        "curve": [rounded(point) for point in zip(*statistics.band(played.curve), strict=True)],
         "per_seed": {name: _plain(values) for name, values in played.metrics.items()},
         "per_provider": {name: _plain(values.mean(axis=0)) for name, values in played.providers.items()},
     }
@@ -228,7 +247,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _rounded(found: Any) -> list[float] | None:
+def rounded(found: Any) -> list[float] | None:
     """Six digits say more than any interval here."""
     return None if found is None else [float(f"{value:.6g}") for value in found]
 

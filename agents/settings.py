@@ -23,6 +23,7 @@ class Learner:
     start: str | None
     networks: Annotated[int, Range(1, 65_536, "networks")]
     steps: Annotated[int, Range(1, 10**12, "agent-steps")]
+    control_s: Annotated[float, Range(0.001, 1e7, "s")] | None
     rollout: Annotated[int, Range(2, 65_536, "decisions")]  # one decision has no advantage to normalise
     minibatch: Annotated[int, Range(2, 10**9, "rows")]
     epochs: Annotated[int, Range(1, 1000, "")]

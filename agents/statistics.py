@@ -10,13 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agents.protocol import LEVEL, RESAMPLES, TRIM
+
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
-
-RESAMPLES = 2000
-LEVEL = 0.95
-TRIM = 0.25
-"""Share of the scores that the interquartile mean cuts off at each end."""
 
 
 class Estimate(NamedTuple):

@@ -1,83 +1,192 @@
-"""Results as they are published: keeps an evaluation's summary in benchmarks/results/ and writes the tables of docs/results.md.
+"""The results page: tables and pictures of docs/results.md, written from benchmarks/results/SUITE/EXPERIMENT.json and nothing else.
 
-python -m benchmarks.results              write the tables of docs/results.md anew
-python -m benchmarks.results FOLDER ...   first keep the summaries of these evaluations (folders that hold evaluation.json)
+python -m benchmarks.results     write the page's tables, and the pictures in docs/figures; `make results` is the same
 """
 
-import json
-import sys
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agents import findings
+
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "policies.md", ROOT / "README.md")
+FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
+SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
+MARK = re.compile(
+    r"<!-- (?P<kind>table|groups|claims|leaderboard|headline)(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL
+)
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
     "latency_s_mean": ("mean latency, s", ".1f"),
     "latency_s_p99": ("p99 latency, s", ".0f"),
     "delegated_share": ("delegated share", ".2f"),
 }
-FACTS = ("protocol", "scenario", "first_seed", "seeds", "horizon_s", "statistic", "source")
+SEATS = {
+    "reward": ("reward", ".1f"),
+    "earned": ("credits earned", ".1f"),
+    "executed": ("answers to users", ".1f"),
+    "slo_attainment": ("SLO attainment", ".3f"),
+    "duel_win_rate": ("duel win rate", ".2f"),
+}
+PAPER_RANGE_S = (200.0, 450.0)
+"""SLO thresholds that the paper sweeps."""
+
+Found = Mapping[str, Any]
 
 
-def keep(folder: Path) -> Path:
-    """Keep what is published of FOLDER/evaluation.json: facts, summaries, paired differences; returns the file written."""
-    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    policies = {
-        name: {"summary": part["summary"], "difference": part["difference"]} for name, part in sorted(found["policies"].items())
-    }
-    target = KEPT / f"{found['scenario']}.json"
-    kept = {fact: found[fact] for fact in FACTS} | {"policies": policies}
-    target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return target
+def kept(name: str) -> dict[str, Any]:
+    """Read the results of SUITE/EXPERIMENT.
+
+    errors   ValueError when there are none, or of another protocol
+    """
+    path = KEPT / f"{name}.json"
+    if not path.is_file():
+        suite, _, experiment = name.partition("/")
+        raise ValueError(f"{name}: has no results; python -m agents.evaluate --suite {suite} only=[{experiment}]")
+    return findings.read(path)
 
 
-def table(kept: dict[str, Any]) -> str:
-    """Write one scenario's table, a row a policy, each figure with its 95 % interval, and the command that gives it."""
-    heads = [head for head, _ in METRICS.values()]
-    lines = [f"| policy | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    for name, part in sorted(kept["policies"].items(), key=lambda item: item[1]["summary"]["slo_attainment"][0]):
-        cells = []
-        for metric, (_, form) in METRICS.items():
-            point, low, high = part["summary"][metric]
-            cells.append(f"{point:{form}} [{low:{form}}, {high:{form}}]")
+def cell(triple: list[float] | None, form: str) -> str:
+    """Write an estimate and its interval; a dash where there is none."""
+    return "-" if triple is None else f"{triple[0]:{form}} [{triple[1]:{form}}, {triple[2]:{form}}]"
+
+
+def table(found: Found) -> str:
+    """Write an experiment's table, a row an entrant from the worst to the best, beside what the paper reports."""
+    reported = {name: values["latency_s_mean"] for name, values in found["reported"].items() if "latency_s_mean" in values}
+    heads = [head for head, _ in METRICS.values()] + (["the paper's mean latency, s"] if reported else [])
+    lines = [f"| entrant | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for name, part in sorted(found["entrants"].items(), key=lambda item: item[1]["summary"]["slo_attainment"][0]):
+        cells = [cell(part["summary"][metric], form) for metric, (_, form) in METRICS.items()]
+        cells += [f"{reported[name]:.1f}" if name in reported else "-"] if reported else []
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    names = ",".join(name if name != LEARNED else f"policies_trained/{name}" for name in kept["policies"])
-    command = f"python -m agents.evaluate env={kept['scenario']} policies=[{names}] seeds={kept['seeds']}"
-    return "\n".join([*lines, "", f"`{command}`"])
+    return "\n".join([*lines, "", _foot(found)])
+
+
+def groups(found: Found) -> str:
+    """Write a table of an experiment's groups of providers, under each entrant, beside what the paper reports."""
+    told = sorted({key for values in found["reported"].values() for key in values})
+    heads = [head for head, _ in SEATS.values()] + [f"the paper: {key.replace('_', ' ')}" for key in told]
+    lines = [f"| entrant | providers | {' | '.join(heads)} |", "|---|---|" + "---:|" * len(heads)]
+    for name, part in found["entrants"].items():
+        for label, seat in part["groups"].items():
+            cells = [cell(seat[key], form) for key, (_, form) in SEATS.items()]
+            cells += [_number(found["reported"].get(label, {}).get(key)) for key in told]
+            lines.append(f"| `{name}` | {label} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _foot(found)])
+
+
+def claims() -> str:
+    """Write what is asked of the learned policy in the paper's settings and the default market, and how far it got."""
+    heads = (
+        "above `paper`",
+        "at or above `paper_central`",
+        "share of the gap to `central` closed",
+        "over `single`, at a threshold",
+    )
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for name in (*(f"paper/{setting}" for setting in SETTINGS), "beyond/default"):
+        found = kept(name)
+        part = {key: one["summary"]["slo_attainment"] for key, one in found["entrants"].items()}
+        delays = {key: one["summary"]["latency_s_mean"] for key, one in found["entrants"].items()}
+        apart = part[LEARNED][1] > part["paper"][2] and delays[LEARNED][2] < delays["paper"][1]
+        gap = (part[LEARNED][0] - part["paper"][0]) / (part["central"][0] - part["paper"][0])
+        ratio, at_s = most_over_single(found)
+        level = "yes" if part[LEARNED][0] >= part["paper_central"][0] else "no"
+        told = "yes, both intervals disjoint" if apart else "not disjoint"
+        lines.append(f"| {name.partition('/')[2]} | {told} | {level} | {gap:.0%} | {ratio:.2f} x at {at_s:.0f} s |")
+    return "\n".join([*lines, "", "Of the tables below, by `python -m benchmarks.results`."])
+
+
+def most_over_single(found: Found) -> tuple[float, float]:
+    """Find the threshold in the paper's range at which the learned policy's attainment is the largest multiple of `single`'s."""
+    curves = [found["entrants"][name]["curve"] for name in (LEARNED, "single")]
+    at = [(a[0] / b[0], s) for a, b, s in zip(*curves, found["thresholds"]["values"], strict=True) if _in_range(s) and b[0] > 0]
+    return max(at)
+
+
+def _in_range(threshold_s: float) -> bool:
+    return PAPER_RANGE_S[0] <= threshold_s <= PAPER_RANGE_S[1]
+
+
+def headline() -> str:
+    """Write the README's result."""
+    part = kept("beyond/default")["entrants"]
+    rows = {
+        "single": "every provider alone",
+        "paper": "the paper's rules",
+        LEARNED: "learned, selfish providers",
+        "central": "an all-seeing scheduler",
+    }
+    lines = [
+        f"| the default market, {kept('beyond/default')['seeds']} episodes | SLO attainment | mean latency, s |",
+        "|---|---:|---:|",
+    ]
+    for name, label in rows.items():
+        summary = part[name]["summary"]
+        lines.append(f"| {label} | {cell(summary['slo_attainment'], '.3f')} | {cell(summary['latency_s_mean'], '.1f')} |")
+    return "\n".join(lines)
+
+
+def leaderboard() -> str:
+    """Write every trained policy's attainment in every setting, beside the paper's rules and the scheduler that sees all."""
+    columns = {"default": "beyond/default", **{setting: f"paper/{setting}" for setting in SETTINGS}}
+    results = {label: kept(name)["entrants"] for label, name in columns.items()}
+    names = sorted({name for entrants in results.values() for name in entrants if not name.startswith("fixed:")})
+    mean = {
+        name: [entrants[name]["summary"]["slo_attainment"][0] for entrants in results.values() if name in entrants]
+        for name in names
+    }
+    lines = [f"| policy | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for name in sorted(names, key=lambda name: (-len(mean[name]), -sum(mean[name]) / len(mean[name]))):
+        cells = [cell(part[name]["summary"]["slo_attainment"], ".3f") if name in part else "-" for part in results.values()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "SLO attainment; `python -m agents.evaluate --suite full`, then `python -m benchmarks.results`."])
+
+
+def _foot(found: Found) -> str:
+    return f"{found['title']}; {found['seeds']} episodes. `{found['command']}`"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+WRITERS: dict[str, Callable[[], str]] = {"claims": claims, "headline": headline, "leaderboard": leaderboard}
+TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups}
 
 
 def fill(page: str) -> str:
-    """Put each kept table between its marks, `<!-- table: SCENARIO -->` and `<!-- end -->`.
+    """Write what stands between the marks of a page: `<!-- table: SUITE/EXPERIMENT -->` ... `<!-- end -->`, and the like.
 
-    errors   ValueError for a mark without a kept result
+    errors   ValueError for a mark without results
     """
-    parts = page.split("<!-- table: ")
-    out = [parts[0]]
-    for part in parts[1:]:
-        name, _, rest = part.partition(" -->")
-        file = KEPT / f"{name}.json"
-        if not file.is_file():
-            raise ValueError(
-                f"docs/results.md: <!-- table: {name} --> has no {file.name} in benchmarks/results; evaluate it and keep it"
-            )
-        _, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise ValueError(f"docs/results.md: <!-- table: {name} --> has no <!-- end -->")
-        out.append(f"{name} -->\n{table(json.loads(file.read_text(encoding='utf-8')))}\n<!-- end -->{after}")
-    return "<!-- table: ".join(out)
+
+    def write(match: re.Match[str]) -> str:
+        kind, name = match["kind"], match["name"]
+        if (kind in TABLES) != (name is not None):
+            raise ValueError(f"<!-- {kind} -->: {'needs' if kind in TABLES else 'takes no'} SUITE/EXPERIMENT")
+        text = TABLES[kind](kept(name)) if kind in TABLES else WRITERS[kind]()
+        mark = match[0].partition("\n")[0]
+        return f"{mark}\n{text}\n<!-- end -->"
+
+    return MARK.sub(write, page)
 
 
-def main(folders: Sequence[str]) -> None:
-    """Keep the evaluations of `folders`, then write the page."""
-    for folder in folders:
-        print(f"kept {keep(Path(folder)).relative_to(ROOT)}")
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+def main() -> None:
+    """Write pages and pictures."""
+    from benchmarks import figures
+
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"wrote {page.relative_to(ROOT)}")
+    for path in figures.draw_all(FIGURES):
+        print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

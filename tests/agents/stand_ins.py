@@ -92,14 +92,14 @@ class SmallMarket:
     def _arrive(self, network: int, count: int, slos_s: tuple[float, ...], first_s: float) -> np.ndarray:
         random, rows = self.luck[network], np.zeros(count, OUTCOME)
         rows["network"] = network
-        rows["origin"] = random.integers(self.providers, size=count)
+        rows["origin"] = rows["executor"] = random.integers(self.providers, size=count)
         rows["arrival_s"] = np.sort(random.uniform(first_s, 38.0, count))
         rows["output_tokens"] = random.integers(2, 50, count)
         rows["slo_s"] = np.array(slos_s)[rows["origin"] % len(slos_s)]
         rows["latency_s"] = random.uniform(0.8, 1.2) * rows["slo_s"] * random.gamma(2.0, 0.55, count)
         return rows
 
-    def pin(self, brain: str) -> None:
+    def pin(self, brain: str, providers: list[int]) -> None:
         assert self.steps == 0
         self.brain = brain
 

@@ -102,8 +102,8 @@ def test_progress_is_told_of_every_step() -> None:
 def test_thresholds_are_seconds_around_a_common_slo_and_multiples_of_different_ones() -> None:
     common, mixed = play("paper"), play("paper", slos_s=(4.0, 10.0))
     assert (common.relative, common.slo, mixed.relative, mixed.slo) == (False, 10.0, True, 1.0)
-    assert common.thresholds[[0, -1]] == pytest.approx([4.0, 16.0])
-    assert mixed.thresholds[[0, -1]] == pytest.approx([0.4, 1.6])
+    assert common.thresholds[[0, -1]] == pytest.approx([4.0, 18.0])
+    assert mixed.thresholds[[0, -1]] == pytest.approx([0.4, 1.8])
 
 
 def test_thresholds_that_fall_due_after_the_episode_are_left_out() -> None:

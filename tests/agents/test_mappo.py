@@ -33,6 +33,7 @@ SETTINGS = MappoLearner(
     start=None,
     networks=NETWORKS,
     steps=4 * ROWS,
+    control_s=None,
     rollout=ROLLOUT,
     minibatch=64,
     epochs=2,

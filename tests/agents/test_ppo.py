@@ -34,6 +34,7 @@ SETTINGS = SB3Learner(
     start=None,
     networks=2,
     steps=4 * ROWS,
+    control_s=None,
     rollout=ROLLOUT,
     minibatch=64,
     epochs=2,

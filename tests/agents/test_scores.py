@@ -11,11 +11,12 @@ import yaml
 from rich.console import Console
 from stand_ins import SmallMarket
 
+from agents import protocol
 from agents.evaluate import evaluate
 from agents.export import add_scores
 from agents.metrics import METRICS
 from agents.policy import CARD_FILE, load
-from agents.scores import PROTOCOL, SHOWN, Evaluation, marl_eval, table, to_json, write_json
+from agents.scores import SHOWN, Evaluation, marl_eval, table, to_json, write_json
 
 NAMES = ("single", "paper", "paper_central", "central", "uniform")
 
@@ -27,7 +28,7 @@ def evaluation() -> Evaluation:
 
 def test_the_json_has_every_metric_of_every_policy_and_seed(evaluation: Evaluation) -> None:
     found = json.loads(json.dumps(to_json(evaluation), allow_nan=False))
-    assert found["protocol"] == PROTOCOL and found["seeds"] == 5 and list(found["policies"]) == list(NAMES)
+    assert found["protocol"] == protocol.VERSION and found["seeds"] == 5 and list(found["policies"]) == list(NAMES)
     assert set(found["metrics"]) == set(METRICS)
     for policy in found["policies"].values():
         assert set(policy["summary"]) == set(METRICS)

@@ -1,46 +1,123 @@
-"""The published tables are what the kept results say, and the README quotes them."""
+"""Tables, pictures and quoted figures are what the kept results say, and the results are those of the protocol."""
 
-import json
 import re
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.results import KEPT, PAGE, ROOT, fill, table
+from agents import protocol, suite
+from benchmarks import figures, results
+from benchmarks.results import KEPT, PAGES, ROOT, SETTINGS, fill, kept
 
-
-def test_the_tables_of_the_page_are_those_of_the_kept_results() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == fill(page), "docs/results.md is stale; run python -m benchmarks.results"
-
-
-def test_a_table_without_a_kept_result_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"paper-9.*no paper-9\.json"):
-        fill("<!-- table: paper-9 -->\n<!-- end -->\n")
-    with pytest.raises(ValueError, match="has no <!-- end -->"):
-        fill("<!-- table: wwwserve -->\n")
+EVERY = sorted(path.relative_to(KEPT).with_suffix("").as_posix() for path in KEPT.glob("[!l]*/*.json"))
+ESTIMATE = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
 
 
-def test_a_table_has_a_row_a_policy_from_the_worst_to_the_best() -> None:
-    kept = json.loads((KEPT / "wwwserve.json").read_text(encoding="utf-8"))
-    rows = [line for line in table(kept).splitlines()[2:] if line.startswith("|")]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_what_the_kept_results_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == fill(text), f"{page.name} is stale; run make results"
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES, *(ROOT / "docs").glob("*.md")}), ids=lambda page: page.name)
+def test_no_interval_is_quoted_that_the_results_do_not_hold(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not ESTIMATE.findall(results.MARK.sub("", text)), "an interval outside of a table that is written by make results"
+
+
+def test_every_experiment_of_every_suite_has_results_and_every_result_an_experiment() -> None:
+    wanted = {f"{whose}/{name}" for name, (whose, _) in suite.load("full").items()}
+    assert set(EVERY) == wanted, "play what is missing: python -m agents.evaluate --suite full"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_results_are_of_the_protocol_and_of_the_entrants_that_the_suite_names(name: str) -> None:
+    found = kept(name)
+    _, experiment = suite.load(found["suite"])[found["experiment"]]
+    assert found["seeds"] == (experiment.seeds or protocol.SEEDS) and found["first_seed"] == protocol.FIRST_SEED
+    assert list(found["entrants"]) == [*experiment.policies, *experiment.entrants]
+    assert found["title"] == experiment.title and found["reported"] == experiment.reported
+    for part in found["entrants"].values():
+        point, low, high = part["summary"]["slo_attainment"]
+        assert low <= point <= high
+        assert set(part["groups"]) == set(experiment.groups)
+
+
+def test_every_table_is_shown_once() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    shown = [match["name"] for match in results.MARK.finditer(text) if match["name"]]
+    assert set(shown) == set(EVERY)
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<!-- table: paper/setting-9 -->\n<!-- end -->", r"setting-9: has no results; python -m agents.evaluate --suite paper"),
+        ("<!-- table -->\n<!-- end -->", "<!-- table -->: needs SUITE/EXPERIMENT"),
+        ("<!-- claims: paper/setting-1 -->\n<!-- end -->", "<!-- claims -->: takes no SUITE/EXPERIMENT"),
+    ],
+)
+def test_a_mark_that_names_nothing_is_refused(page: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        fill(page)
+
+
+def test_a_table_has_a_row_an_entrant_from_the_worst_to_the_best_beside_what_the_paper_reports() -> None:
+    found = kept("paper/setting-2")
+    rows = [line for line in results.table(found).splitlines()[2:] if line.startswith("|")]
     points = [float(re.findall(r"\d\.\d+", row)[0]) for row in rows]
-    assert len(rows) == len(kept["policies"]) and points == sorted(points)
+    assert len(rows) == len(found["entrants"]) and points == sorted(points)
+    assert next(row for row in rows if "`single`" in row).endswith("| 226.6 |")
+    assert found["command"] in results.table(found)
 
 
-def test_every_figure_of_the_readme_result_stands_in_the_kept_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    quoted = readme.partition("<!-- result -->")[2].partition("<!-- end -->")[0]
-    kept = json.loads((KEPT / "wwwserve.json").read_text(encoding="utf-8"))["policies"]
-    for name in ("ppo_wwwserve", "paper", "single"):
-        summary = kept[name]["summary"]
-        for metric, form in (("slo_attainment", ".3f"), ("latency_s_mean", ".1f")):
-            point, low, high = summary[metric]
-            assert f"{point:{form}} [{low:{form}}, {high:{form}}]" in quoted
+def test_a_table_of_groups_has_a_row_a_group_and_entrant_beside_what_the_paper_reports() -> None:
+    found = kept("paper/model-size")
+    rows = [line for line in results.groups(found).splitlines()[2:] if line.startswith("|")]
+    assert len(rows) == 3 * len(found["entrants"])
+    assert rows[0].startswith("| `paper` | Qwen3-8B |") and rows[0].endswith("| 0.57 |")
 
 
-def test_the_shipped_policy_is_apart_from_the_papers_rules_where_it_is_said_to_be() -> None:
-    for scenario in ("wwwserve", "paper-1", "paper-2", "paper-3", "paper-4"):
-        kept = json.loads((KEPT / f"{scenario}.json").read_text(encoding="utf-8"))["policies"]
-        learned, paper = kept["ppo_wwwserve"]["summary"], kept["paper"]["summary"]
-        assert learned["slo_attainment"][1] > paper["slo_attainment"][2]
-        assert learned["latency_s_mean"][2] < paper["latency_s_mean"][1]
+def attainment(name: str, entrant: str) -> Any:
+    """Point, low and high."""
+    return kept(name)["entrants"][entrant]["summary"]["slo_attainment"]
+
+
+@pytest.mark.parametrize("name", [*(f"paper/{setting}" for setting in SETTINGS), "beyond/default"])
+def test_the_learned_policy_reaches_what_was_asked(name: str) -> None:
+    found = kept(name)["entrants"]
+    learned, paper, central = (attainment(name, who) for who in ("ppo_wwwserve", "paper", "central"))
+    assert learned[1] > paper[2], "attainment above the paper's rules, intervals disjoint"
+    assert found["ppo_wwwserve"]["summary"]["latency_s_mean"][2] < found["paper"]["summary"]["latency_s_mean"][1]
+    assert learned[0] >= attainment(name, "paper_central")[0]
+    assert learned[0] - paper[0] >= 0.5 * (central[0] - paper[0]), "half of the gap closed"
+
+
+def test_attainment_over_single_is_half_as_much_again_at_a_threshold_of_the_papers_range() -> None:
+    assert max(results.most_over_single(kept(f"paper/{setting}"))[0] for setting in SETTINGS) >= 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("model-size", "duel_win_rate"),
+        ("quantisation", "duel_win_rate"),
+        ("backends", "executed_tokens"),
+        ("hardware", "executed_tokens"),
+    ],
+)
+def test_classes_come_in_the_order_that_the_paper_reports(name: str, key: str) -> None:
+    found = kept(f"paper/{name}")
+    labels = sorted(found["reported"], key=lambda label: -next(iter(found["reported"][label].values())))
+    ours = [found["entrants"]["paper"]["groups"][label][key][0] for label in labels]
+    assert ours == sorted(ours, reverse=True)
+
+
+def test_a_picture_shows_something(tmp_path: Path) -> None:
+    for path in figures.draw_all(tmp_path):
+        with Image.open(path) as picture:
+            assert len(np.unique(np.asarray(picture))) > 20, path.name
+        assert (ROOT / "docs" / "figures" / path.name).is_file()

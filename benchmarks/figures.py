@@ -1,0 +1,134 @@
+"""The pictures of docs/results.md, drawn from benchmarks/results and nothing else."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from agents.metrics import TIME_BINS
+from agents.publish import write_whole
+from agents.report import BLUE, GREEN, INK, ORANGE, RED, STYLES
+from benchmarks import results
+
+SHADES = (BLUE, GREEN, ORANGE, RED)
+LEARNED_STYLE: dict[str, Any] = {"color": RED, "linestyle": "-", "linewidth": 2.4}
+POPULATIONS = {3: "providers-3", 8: "default", 32: "providers-32", 128: "providers-128", 512: "providers-512"}
+
+
+def style(name: str) -> dict[str, Any]:
+    """One look for an entrant in all pictures."""
+    return LEARNED_STYLE if name == results.LEARNED else STYLES.get(name, {"color": GREEN}) | {"linewidth": 1.6}
+
+
+def settings(figure: Figure) -> None:
+    """SLO attainment over the threshold in the paper's four settings."""
+    for axes, name in zip(figure.subplots(1, 4, sharey=True), results.SETTINGS, strict=True):
+        found = results.kept(f"paper/{name}")
+        thresholds = found["thresholds"]["values"]
+        for entrant, part in found["entrants"].items():
+            point, low, high = np.array(part["curve"]).T
+            axes.plot(thresholds, point, label=entrant, **style(entrant))
+            axes.fill_between(thresholds, low, high, color=style(entrant)["color"], alpha=0.12, linewidth=0)
+        axes.set(title=name, xlabel="SLO threshold, s", xlim=results.PAPER_RANGE_S, ylim=(0.5, 1.02))
+    figure.axes[0].set_ylabel("SLO attainment (IQM, 95 %)")
+    figure.axes[0].legend(loc="lower right", frameon=False, fontsize=8)
+
+
+def quality(figure: Figure) -> None:
+    """Duel win rates and work by class of provider, beside what the paper reports."""
+    names = ("model-size", "quantisation", "backends", "hardware")
+    for axes, name in zip(figure.subplots(1, 4), names, strict=True):
+        found = results.kept(f"paper/{name}")
+        key = "duel_win_rate" if name in names[:2] else "executed_tokens"
+        labels = list(found["reported"])
+        told = np.array([next(iter(found["reported"][label].values())) for label in labels])
+        ours = np.array([found["entrants"]["paper"]["groups"][label][key] for label in labels])
+        scale = 1.0 if key == "duel_win_rate" else ours[:, 0].sum()
+        told = told if key == "duel_win_rate" else told / told.sum()
+        place = np.arange(len(labels))
+        error = np.abs(ours[:, 1:].T - ours[:, 0]) / scale
+        axes.bar(place - 0.2, ours[:, 0] / scale, 0.4, yerr=error, color=BLUE, label="here, rules `paper`")
+        axes.bar(place + 0.2, told, 0.4, color="#bbbbbb", label="reported")
+        axes.set_xticks(place, labels, fontsize=8)
+        axes.set(title=name, ylabel="duel win rate" if key == "duel_win_rate" else "share of the work")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def over_time(figure: Figure) -> None:
+    """Mean latency by time of arrival while providers join and leave."""
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("join", "leave"), strict=True):
+        found = results.kept(f"paper/{name}")
+        times = (np.arange(TIME_BINS) + 0.5) * found["horizon_s"] / TIME_BINS
+        for entrant, part in found["entrants"].items():
+            latency = np.array([np.nan if value is None else value for value in part["over_time"]])
+            axes.plot(times, latency, label=entrant, **style(entrant))
+        for at_s in (300, 450, 600):
+            axes.axvline(at_s, color=INK, linewidth=0.6, linestyle=":")
+        axes.set(title=name, xlabel="arrival, s", xlim=(0, 900))
+    figure.axes[0].set_ylabel("mean latency, s")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def wealth(figure: Figure) -> None:
+    """Wealth over time by quality of the answers, where some providers answer at random."""
+    found = results.kept("paper/random-responders")
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("paper", results.LEARNED), strict=True):
+        courses = found["entrants"][name]["wealth"]
+        for colour, (label, course) in zip(SHADES, courses.items(), strict=True):
+            axes.plot(np.linspace(0, found["horizon_s"], len(course)), course, color=colour, label=label)
+        axes.set(title=f"under {name}", xlabel="time, s")
+    figure.axes[0].set_ylabel("credit and stake of a provider")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def populations(figure: Figure) -> None:
+    """Attainment of one policy in markets of 3 to 512 providers."""
+    axes = figure.subplots()
+    found = {count: results.kept(f"beyond/{name}")["entrants"] for count, name in POPULATIONS.items()}
+    for entrant in ("single", "paper", "central", results.LEARNED):
+        counts = [count for count, entrants in found.items() if entrant in entrants]
+        points = np.array([found[count][entrant]["summary"]["slo_attainment"] for count in counts])
+        axes.errorbar(counts, points[:, 0], np.abs(points[:, 1:].T - points[:, 0]), label=entrant, capsize=2, **style(entrant))
+    axes.set(xscale="log", xlabel="providers", ylabel="SLO attainment (IQM, 95 %)")
+    axes.set_xticks(list(POPULATIONS), [str(count) for count in POPULATIONS])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+
+
+DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
+    "settings": (settings, (15, 3.8)),
+    "quality": (quality, (15, 3.4)),
+    "over_time": (over_time, (10, 3.4)),
+    "credits": (wealth, (10, 3.4)),
+    "populations": (populations, (5.5, 3.6)),
+}
+
+
+def draw_all(folder: Path) -> list[Path]:
+    """Draw every picture; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_draw(folder / f"{name}.png", *drawing) for name, drawing in DRAWINGS.items()]
+
+
+def _draw(path: Path, paint: Callable[[Figure], None], size: tuple[float, float]) -> Path:
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    paint(figure)
+    for axes in figure.axes:
+        _plain(axes)
+    written = io.BytesIO()
+    figure.savefig(written, format="png", metadata={"Software": None})
+    write_whole(path, written.getvalue())
+    return path
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9)
