@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "benchmarks": {"market", "envs", "agents", "live_bridge", "settings", "compose", "plan", "train"},
 }
 """Which room may import which."""
-ENTRIES = {"agents.evaluate": {"envs", "compose"}, "agents.rehearse": {"envs", "compose"}}
+ENTRIES = {"agents.evaluate": {"envs", "compose"}, "agents.rehearse": {"envs", "compose"}, "agents.suite": {"compose"}}
 """Modules that are programs, and the further rooms that they put together."""
 ONLY = {("live_bridge", "agents"): {"agents.policy", "agents.metrics"}}
 """Where one room may see but a part of another."""
