@@ -12,15 +12,14 @@ def pack(*fields: bytes | str | int) -> bytes:
     """
     out: list[bytes] = []
     for field in fields:
-        kind = type(field)
-        if kind is str:
-            raw = field.encode()  # type: ignore[union-attr]
-        elif kind is bytes:
+        if isinstance(field, str):
+            raw = field.encode()
+        elif isinstance(field, bytes):
             raw = field
-        elif kind is int:
-            raw = b"%d" % field  # type: ignore[str-format]
+        elif type(field) is int:  # a bool is none
+            raw = b"%d" % field
         else:
-            raise TypeError(f"pack: a field must be bytes, str or int, got {kind.__name__}")
+            raise TypeError(f"pack: a field must be bytes, str or int, got {type(field).__name__}")
         out.append(_LENGTH(len(raw)))
         out.append(raw)
     return b"".join(out)

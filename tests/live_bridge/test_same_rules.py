@@ -67,8 +67,8 @@ def seat(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     batch = _market(request.param)
     seat = Seat(batch)
     watch = Watch(seat, monkeypatch)
-    for name in ("dispatch", "on_offer"):
-        monkeypatch.setattr(step, name, getattr(watch, name))
+    monkeypatch.setattr(offers, "dispatch", watch.dispatch)
+    monkeypatch.setattr(step, "on_offer", watch.on_offer)
     return seat, batch
 
 
