@@ -39,8 +39,8 @@ sys.exit(done.returncode)
 def run(venv: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run an environment's python in a folder of its own; without the environment, skip and say how it is made."""
     python = ROOT / venv / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"there is no {venv}; make adapters")
+    if not (ROOT / venv / ".adapter").exists():
+        pytest.skip(f"there is no whole {venv}; make adapters")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HYDRA_", "RAY_"))}
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     more = {"HOME": str(folder), "XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
