@@ -1,6 +1,6 @@
 """What travels back: acceptances, answers and votes reach the origin; work that a crash has swallowed returns to it."""
 
-from envs.wwwserve.answers import answer, fail_and_free
+from envs.wwwserve.answers import answer, fail, fail_and_free
 from envs.wwwserve.central import schedule
 from envs.wwwserve.duels import begin_duel, call_off, is_open, on_answer, on_vote
 from envs.wwwserve.offers import dispatch
@@ -108,13 +108,39 @@ def recover(w, n, p, now):
 
 
 @rule
+def expire(w, n, p, now):
+    """Release what provider p, which is offline, has set aside for lost work whose deadline is over: p may never come back."""
+    g = n * w.setting[0].providers + p
+    previous = NONE
+    r = w.driver[g].lost_head
+    while r != NONE:
+        request = w.request[r]
+        following = request.next
+        if request.deadline_s <= now:
+            drop_lost(w, g, r, previous)
+            _release(w, g, request)
+            if request.kind == USER:
+                fail(w, n, r)
+            free_slot(w, n, r)
+        else:
+            previous = r
+        r = following
+
+
+@rule
+def _release(w, g, request):
+    """Give back what provider g (absolute) has set aside for work that nobody will answer."""
+    ledger.give_back(w.account, g, request.held_micro, w.terms[0].escrow)
+    request.held_micro = 0
+    w.node[g].away -= 1
+
+
+@rule
 def _take_back(w, n, p, r, now):
     """Release what provider p has set aside for lost request r, and begin anew when a user still waits for it."""
     g = n * w.setting[0].providers + p
     request = w.request[r]
-    ledger.give_back(w.account, g, request.held_micro, w.terms[0].escrow)
-    request.held_micro = 0
-    w.node[g].away -= 1
+    _release(w, g, request)
     if request.kind != USER or request.answered == 1:
         free_slot(w, n, r)
         return

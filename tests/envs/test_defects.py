@@ -97,6 +97,29 @@ def test_the_work_of_a_crashed_peer_returns_and_is_answered() -> None:
     assert state["row"][1]["status"] == GONE
 
 
+def no_money_is_held_after_the_deadline(state: State) -> None:
+    """Of one who is offline: work that is lost holds nothing once nobody waits for it."""
+    requests, now_s = state["request"], float(state["net"][0]["step"])
+    away = state["node"]["online"][requests["origin"]] == 0
+    assert not ((requests["state"] == LOST) & away & (requests["deadline_s"] <= now_s)).any()
+
+
+def test_no_escrow_outlives_its_request_when_neither_side_ever_comes_back() -> None:
+    held: list[int] = []
+
+    def watch(state: State) -> None:
+        everything(state)
+        no_money_is_held_after_the_deadline(state)
+        if state["node"]["online"][0] == 0:
+            held.append(int(state["account"]["escrow_micro"][0]))
+
+    groups = who(6.0, leave_s=10.0), who(count=2, leave_s=10.1)
+    batch = play(market(*groups), GIVE, TAKE, TAKE, check=watch, duel_rate=0.3, duel_ttl_s=20.0)
+    state = all_is_over(batch)
+    assert max(held) > 0 and state["node"]["online"].sum() == 0
+    assert batch.totals()["failed"][0] > 0
+
+
 def test_a_peer_that_crashed_is_not_paid_for_what_it_lost() -> None:
     batch = play(market(who(0.5), who(leave_s=10.0)), GIVE, TAKE, duel_rate=0.0)
     paid = int((batch.outcomes()["executor"] == 1).sum())
