@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 REFUSED, STOPPED = 2, 130  # exit codes: settings or files that cannot be used; a run stopped from the keyboard
+MODES = ("run", "multirun", "cfg", "info", "shell-completion")  # Hydra's, of which a command line has one
 WIDTH = 150  # columns of a table where no terminal says how many there are
 ABOUT = "Train, evaluate and export a policy for providers in an open market of LLM services."
 EXAMPLES = {
@@ -96,7 +97,11 @@ def _arguments(words: Sequence[str]) -> Any:
         raise SettingsError(Slip(SPOKEN, "", f"{message}; settings are written KEY=VALUE, see --help"))
 
     parser.error = refuse  # type: ignore[method-assign, assignment]
-    return parser.parse_args(list(words))
+    arguments = parser.parse_args(list(words))
+    modes = [f"--{mode}" for mode in MODES if getattr(arguments, mode.replace("-", "_"))]
+    if len(modes) > 1:
+        refuse(f"{' and '.join(modes)} exclude each other; say one of them")
+    return arguments
 
 
 def check_command_line(arguments: Any, overrides: Sequence[str]) -> None:

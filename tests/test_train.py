@@ -92,6 +92,7 @@ SLIPS = {
     "~markt": "command line: Could not delete from config. 'markt' does not exist",
     "seed=1,2": "command line: seed=1,2 stands for several runs; add -m, or write seed=[...] for a list",
     "seed": "command line: seed is not KEY=VALUE or GROUP=OPTION; see --help",
+    "-m --cfg job": "command line: --multirun and --cfg exclude each other; say one of them; ",
     "=1": "command line: =1 is not KEY=VALUE or GROUP=OPTION; see --help",
     "agents.hidden=[1": "command line: agents.hidden=[1 cannot be read; quote it: KEY='VALUE'",
     "resume=nowhere": "command line: resume must be a checkpoint or a run's folder, and nowhere does not exist",
