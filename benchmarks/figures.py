@@ -80,9 +80,9 @@ def wealth(figure: Figure) -> None:
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("paper", results.LEARNED), strict=True):
         courses = found["entrants"][name]["wealth"]
         for colour, (label, course) in zip(SHADES, courses.items(), strict=True):
-            axes.plot(np.linspace(0, found["horizon_s"], len(course)), course, color=colour, label=label)
+            axes.plot(np.linspace(0, found["horizon_s"], len(course)), np.array(course) - course[0], color=colour, label=label)
         axes.set(title=f"under {name}", xlabel="time, s")
-    figure.axes[0].set_ylabel("credit and stake of a provider")
+    figure.axes[0].set_ylabel("change of a provider's credit and stake")
     figure.axes[0].legend(frameon=False, fontsize=8)
 
 
