@@ -99,6 +99,7 @@ def check(config: DictConfig | Mapping[str, Any], files: Mapping[str, str] | Non
     }
     parts = {group: part(partial(readers[group], given[group], place[group])) for group in given}
     slips += _name_slips(values.get("name")) + _policy_slips(parts.get("agents"), place["agents"])
+    slips += _control_slips(parts.get("agents"), parts.get("env"), place["agents"])
     if top and top.seed == top.eval_first_seed:
         slips.append(Slip("conf/config.yaml", "seed", f"must differ from eval_first_seed, got {top.seed} for both"))
     if slips:
@@ -138,11 +139,11 @@ def _seat_slips(name: str, place: str, key: str) -> list[Slip]:
     return [] if taken else [Slip(place, key, rule)]
 
 
-def _control_slips(learner: Learner, scenario: "Scenario", place: str) -> list[Slip]:
+def _control_slips(agents: Any, scenario: "Scenario | None", place: str) -> list[Slip]:
     """A learner's decisions must fall on rounds of upkeep, and fill the episode."""
-    asked_s = learner.control_s
-    if asked_s is None:
+    if not isinstance(agents, Learner) or agents.control_s is None or scenario is None:
         return []
+    asked_s = agents.control_s
     whole = all(
         abs(ratio - round(ratio)) < 1e-9 and ratio >= 1 for ratio in (asked_s / scenario.tick_s, scenario.horizon_s / asked_s)
     )

@@ -80,6 +80,8 @@ SLIPS = {
     "agents=league agents.league.poool=[]": "command line: agents.league.poool is not a setting; did you mean pool?",
     "agents=mappo agents.vf_coef=1": "command line: agents.vf_coef is not a setting",
     "agents.start=nobody": "command line: agents.start is nobody, and there is no such trained policy",
+    "agents.control_s=7": "command line: agents.control_s must be a multiple of tick_s = 1 that divides horizon_s = 900, got 7",
+    "agents=league agents.control_s=0.5": "command line: agents.control_s must be a multiple of tick_s = 1",
     "env.providers=five": "command line: env.providers must be a list, each item a mapping, got 'five'",
     "env.providers=[]": "command line: env.providers must name at least one group of providers",
     "env.control_s=7": "conf/env/wwwserve.yaml: horizon_s must be a multiple of control_s = 7, got 900",
