@@ -261,6 +261,7 @@ class Mappo:
             "agents.name": self.settings.name,
             "agents.hidden": list(self.settings.hidden),
             "agents.critic_hidden": list(self.settings.critic_hidden),
+            "agents.control_s": self.settings.control_s,
             "agents.league": asdict(league) | {"pool": list(league.pool)} if (league := self.settings.league) else None,
             "networks": self.market.networks,
             "providers": self.market.providers,

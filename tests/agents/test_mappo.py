@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fake_batch import FakeBatch
+from notes import Notes
 from test_export import ORIGIN
 
 from agents import checkpoint as disk
@@ -20,7 +21,6 @@ from agents.metrics import TRAINING_METRICS
 from agents.policy import OnnxPolicy
 from agents.progress import LearningProgress
 from agents.settings import MappoLearner
-from agents.tracking import NoTracker
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 
@@ -53,18 +53,6 @@ SETTINGS = MappoLearner(
     checkpoint_every=ROWS,
     time_limit_s=None,
 )
-
-
-class Notes(NoTracker):
-    """Remembers what was logged."""
-
-    id = "run-1"
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.rows.append((step, dict(values)))
 
 
 def train(folder: Path, market: FakeBatch | None = None, notes: Notes | None = None, **changes: Any) -> Trained:
@@ -192,6 +180,8 @@ def test_a_checkpoint_names_its_parts_and_resumes_only_its_own_shape(tmp_path: P
     assert disk.read(tmp_path / "a").facts["tracker_id"] == "run-1" and trained.checkpoint.exists()
     with pytest.raises(CheckpointError, match=r"agents\.critic_hidden was \[16, 16\], is \[8\]"):
         train(tmp_path / "b", resume=tmp_path / "a", critic_hidden=(8,))
+    with pytest.raises(CheckpointError, match=r"agents\.control_s was None, is 20\.0"):
+        train(tmp_path / "b", resume=tmp_path / "a", control_s=20.0)
     with pytest.raises(CheckpointError, match="providers was 2, is 3"):
         train(tmp_path / "b", FakeBatch(NETWORKS, 3), resume=tmp_path / "a")
 

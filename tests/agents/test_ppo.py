@@ -15,6 +15,7 @@ import torch
 from fake_market import LEVELS, FakeMarket
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from notes import Notes
 
 from agents import checkpoint as disk
 from agents.checkpoint import Checkpoint, CheckpointError
@@ -23,7 +24,6 @@ from agents.metrics import TRAINING_METRICS
 from agents.ppo import build, learn, minibatch_rows
 from agents.progress import LearningProgress
 from agents.settings import SB3Learner
-from agents.tracking import NoTracker
 
 SLOTS, ROLLOUT = 8, 16
 ROWS = SLOTS * ROLLOUT
@@ -52,18 +52,6 @@ SETTINGS = SB3Learner(
     checkpoint_every=ROWS,
     time_limit_s=None,
 )
-
-
-class Notes(NoTracker):
-    """Remembers what was logged."""
-
-    id = "run-1"
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, float]]] = []
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.rows.append((step, dict(values)))
 
 
 def train(folder: Path, market: FakeMarket | None = None, notes: Notes | None = None, **changes: Any) -> Trained:

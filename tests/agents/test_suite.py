@@ -9,6 +9,7 @@ import pytest
 from agents import findings, protocol, suite
 from agents.evaluate import main
 from agents.suite import Entrant, Experiment, Settings, plan, play_cell, publish, run
+from compose import compose
 from settings import SettingsError
 
 PLAIN = Experiment(
@@ -79,6 +80,12 @@ def test_a_suite_is_played_in_processes_and_a_second_call_plays_nothing(tmp_path
     again = capsys.readouterr()
     assert again.err == "" and again.out == f"wrote {path}\n"
     assert path.read_bytes() == content
+
+
+def test_programs_evaluate_by_the_protocol_where_nothing_else_is_said() -> None:
+    trained, evaluated = (compose([], config).values for config in ("config", "evaluate"))
+    assert (trained.eval_seeds, trained.eval_first_seed) == (protocol.SEEDS, protocol.FIRST_SEED)
+    assert evaluated.first_seed == protocol.FIRST_SEED
 
 
 def test_an_interrupted_suite_gives_the_same_bytes(tmp_path: Path) -> None:
