@@ -1,6 +1,7 @@
 """The evaluation protocol: what every published number has in common. Nothing here can be set on a command line.
 
 Horizon and arrivals are the scenario's own (conf/env); a request is judged where its deadline lies inside the horizon.
+There is no warm-up: runs of the paper begin with empty engines too, and live runs must.
 """
 
 VERSION = 2
@@ -9,8 +10,6 @@ FIRST_SEED = 1_000_000
 """Seed of the episodes, which no training may use: network i of this seed plays the same episode for every policy."""
 SEEDS = 200
 """Episodes of every entrant."""
-WARMUP_S = 0.0
-"""Arrivals before this count nowhere. None: runs of the paper begin with empty engines too, and live runs must."""
 THRESHOLDS = (0.4, 1.8, 36)
 """SLO thresholds of curves as shares of the scenario's SLO: lowest, highest, how many; 100 s to 450 s by 10 s where it is 250 s."""
 TRIM = 0.25

@@ -178,13 +178,18 @@ def plan(suite: str, name: str, experiment: Experiment, settings: Settings) -> l
     """
     whole = {policy: Entrant(policy, {}, []) for policy in experiment.policies} | experiment.entrants
     seeds = settings.seeds or experiment.seeds or protocol.SEEDS
+    code = _code()
     return [
-        _cell(Path(settings.cells), Cell(suite, name, key, one.policy, one.visitors, (*experiment.set, *one.set), seeds, 0, Path()))
+        _cell(
+            code,
+            Path(settings.cells),
+            Cell(suite, name, key, one.policy, one.visitors, (*experiment.set, *one.set), seeds, 0, Path()),
+        )
         for key, one in whole.items()
     ]
 
 
-def _cell(folder: Path, cell: Cell) -> Cell:
+def _cell(code: str, folder: Path, cell: Cell) -> Cell:
     """Check a cell and name its file by all that its numbers depend on."""
     from agents.evaluate import scene
     from agents.policy import PolicyError
@@ -198,7 +203,7 @@ def _cell(folder: Path, cell: Cell) -> Cell:
     except PolicyError as error:
         raise SettingsError(Slip(place, key, str(error))) from error
     depends = {name: value for name, value in asdict(cell).items() if name in ("policy", "visitors", "seeds")}
-    depends |= {"config": {group: values[group] for group in ("env", "market")}, "code": _code(), "policies": _digests(cell)}
+    depends |= {"config": {group: values[group] for group in ("env", "market")}, "code": code, "policies": _digests(cell)}
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:20]
     weight = scenario.steps * scenario.population * cell.seeds
     return replace(cell, weight=weight, path=folder / f"{cell.experiment}.{cell.entrant}.{digest}.npz")
