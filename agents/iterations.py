@@ -1,4 +1,4 @@
-"""What all learners share between two iterations: the log, the progress line, the checkpoint that is due, the time limit.
+"""What all learners share: a run's beginning and end, and between two iterations the log, the progress line, the checkpoint.
 
 Knows neither how a learner learns nor what it learns in.
 """
@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from numpy.typing import NDArray
 
+from agents import checkpoint as disk
+from agents.checkpoint import Checkpoint
 from agents.progress import LearningProgress
 from agents.settings import Learner
 from agents.tracking import Tracker
@@ -120,3 +122,63 @@ class Iterations:
         rates = {"train/agent_steps_per_s": steps_per_s, "train/wall_s": self.wall_s}
         self._tracker.log({**means, **rates, **figures}, self.steps)
         self._progress.show(self.steps, steps_per_s, means["train/reward_mean"])
+
+
+class Learning(Protocol):
+    """A learner, untrained, and what it learns in: what `carry_out` takes through a run."""
+
+    @property
+    def steps(self) -> int:
+        """Count the agent-steps so far."""
+
+    @property
+    def policy(self) -> torch.nn.Module:
+        """Give what a run exports."""
+
+    def begin(self) -> None:
+        """Make ready for a run from its start; one that goes on is unpacked instead."""
+
+    def go_on(self, iterations: Iterations) -> None:
+        """Learn until the settings' steps, or until the iterations are over; close each of them."""
+
+    def pack(self, wall_s: float, tracker_id: str | None) -> Checkpoint:
+        """Gather all that the run's future depends on."""
+
+    def unpack(self, stored: Checkpoint, place: str) -> None:
+        """Go on where a stored run stood."""
+
+
+def carry_out(
+    learning: Learning,
+    settings: Learner,
+    tracker: Tracker,
+    *,
+    folder: Path,
+    resume: Path | None = None,
+    probe: Probe | None = None,
+) -> Trained:
+    """Train until `settings.steps` agent-steps or `settings.time_limit_s`, whichever is first.
+
+    folder   of the run; the latest checkpoint lies in it
+    resume   checkpoint, or folder of a run, to go on from
+    steps    are whole rollouts: learning ends with the rollout that reaches them
+    errors   CheckpointError, LearningError, PolicyError for a policy that learning cannot start from
+    """
+    before = disk.read(resume) if resume else None
+    if before:
+        learning.unpack(before, str(resume))
+    else:
+        learning.begin()
+    spent_s = float(before.facts["wall_s"]) if before else 0.0
+    path = folder / disk.FILE
+
+    def save(wall_s: float) -> None:
+        """Write a checkpoint of this moment."""
+        disk.write(path, learning.pack(wall_s, tracker.id))
+
+    with LearningProgress(settings.name, learning.steps, settings.steps) as progress:
+        iterations = Iterations(settings, tracker, progress, probe, save, steps=learning.steps, spent_s=spent_s)
+        learning.go_on(iterations)
+    if not path.exists():
+        save(spent_s)
+    return Trained(learning.policy, iterations.steps, iterations.wall_s, path)

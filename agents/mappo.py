@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from agents import checkpoint as disk
 from agents.checkpoint import Checkpoint
-from agents.iterations import Iterations, Probe, Resumable, Trained, minibatch_rows
+from agents.iterations import Iterations, Probe, Resumable, Trained, carry_out, minibatch_rows
 from agents.league import League, Seats
 from agents.networks import HEADS, Actor, Critic, chosen, draw, log_chances, start_small
-from agents.progress import LearningProgress
 from agents.settings import MappoLearner
 from agents.start import put_start
 from agents.tracking import Tracker
@@ -111,6 +110,24 @@ class Mappo:
         self.critic_adam = torch.optim.Adam(self.critic.parameters(), eps=1e-5)
         self.league = League(settings.league, market, self.random) if settings.league else None
         self._rollout = Rollout(settings.rollout, market.networks, market.providers)
+
+    @property
+    def policy(self) -> Actor:
+        """Give the actor; the critic serves learning alone."""
+        return self.actor
+
+    def begin(self) -> None:
+        """Take the weights of the policy to start from, if one is named, and seat the first strangers."""
+        if self.settings.start:
+            put_start(self.settings, {"hidden": self.actor.hidden, "heads": self.actor.heads})
+        if self.league:
+            self.league.start(self.actor)
+
+    def go_on(self, iterations: Iterations) -> None:
+        """Learn until the settings' steps, or until the iterations are over."""
+        while self.steps < self.settings.steps and not iterations.over:
+            figures = self.iterate(iterations)
+            iterations.close(self.steps, figures, last=self.steps >= self.settings.steps)
 
     def iterate(self, iterations: Iterations) -> dict[str, float]:
         """Play a rollout and learn from it; returns the figures of the learner."""
@@ -279,28 +296,5 @@ def learn(
     resume: Path | None = None,
     probe: Probe | None = None,
 ) -> Trained:
-    """Train until `settings.steps` agent-steps or `settings.time_limit_s`, whichever is first; arguments as in agents.ppo.learn."""
-    before = disk.read(resume) if resume else None
-    learner = Mappo(market, settings, seed)
-    if before:
-        learner.unpack(before, str(resume))
-    else:
-        if settings.start:
-            put_start(settings, {"hidden": learner.actor.hidden, "heads": learner.actor.heads})
-        if learner.league:
-            learner.league.start(learner.actor)
-    spent_s = float(before.facts["wall_s"]) if before else 0.0
-    path = folder / disk.FILE
-
-    def save(wall_s: float) -> None:
-        """Write a checkpoint of this moment."""
-        disk.write(path, learner.pack(wall_s, tracker.id))
-
-    with LearningProgress(settings.name, learner.steps, settings.steps) as progress:
-        iterations = Iterations(settings, tracker, progress, probe, save, steps=learner.steps, spent_s=spent_s)
-        while learner.steps < settings.steps and not iterations.over:
-            figures = learner.iterate(iterations)
-            iterations.close(learner.steps, figures, last=learner.steps >= settings.steps)
-    if not path.exists():
-        save(spent_s)
-    return Trained(learner.actor, iterations.steps, iterations.wall_s, path)
+    """Train in a market that has not been stepped; the rest, and the errors, as agents.iterations.carry_out."""
+    return carry_out(Mappo(market, settings, seed), settings, tracker, folder=folder, resume=resume, probe=probe)

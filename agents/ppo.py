@@ -21,8 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents import checkpoint as disk
 from agents.checkpoint import Checkpoint
-from agents.iterations import Iterations, Probe, Trained, diverged, minibatch_rows
-from agents.progress import LearningProgress
+from agents.iterations import Iterations, Probe, Trained, carry_out, diverged, minibatch_rows
 from agents.settings import SB3Learner
 from agents.start import put_start
 from agents.tracking import Tracker
@@ -87,47 +86,105 @@ def learn(
     resume: Path | None = None,
     probe: Probe | None = None,
 ) -> Trained:
-    """Train until `settings.steps` agent-steps or `settings.time_limit_s`, whichever is first.
+    """Train; the rest, and the errors, as agents.iterations.carry_out.
 
     vec_env    slots = providers of all networks; with `save` and `restore`, see agents.iterations.Resumable
-    folder     of the run; the latest checkpoint lies in it
-    resume     checkpoint, or folder of a run, to go on from
-    steps      are whole rollouts: learning ends with the rollout that reaches them
-    errors     CheckpointError, LearningError, PolicyError for a policy that learning cannot start from
     """
-    before = disk.read(resume) if resume else None
-    model = build(vec_env, settings, seed)
-    if before:
-        unpack(before, model, vec_env, settings, str(resume))
-    elif settings.start:
-        put_start(settings, {"hidden": model.policy.mlp_extractor.policy_net, "heads": model.policy.action_net})
-    spent_s = float(before.facts["wall_s"]) if before else 0.0
-    path = folder / disk.FILE
-
-    def save(wall_s: float) -> None:
-        """Write a checkpoint of this moment."""
-        disk.write(path, pack(model, vec_env, settings, wall_s, tracker.id))
-
-    sink = _Sink()
-    model.set_logger(Logger(folder=None, output_formats=[sink]))
-    with LearningProgress(settings.name, model.num_timesteps, settings.steps) as progress:
-        iterations = Iterations(settings, tracker, progress, probe, save, steps=model.num_timesteps, spent_s=spent_s)
-        left = settings.steps - model.num_timesteps
-        if left > 0:
-            _run(model, left, _Watch(settings, iterations, sink), fresh=before is None)
-    if not path.exists():
-        save(spent_s)
-    return Trained(model.policy, iterations.steps, iterations.wall_s, path)
+    return carry_out(Sb3(vec_env, settings, seed), settings, tracker, folder=folder, resume=resume, probe=probe)
 
 
-def _run(model: Model, steps: int, watch: "_Watch", *, fresh: bool) -> None:
-    """Let SB3 learn; what torch says of weights that are no numbers any more becomes a LearningError."""
-    try:
-        model.learn(steps, callback=watch, log_interval=None, reset_num_timesteps=fresh)  # type: ignore[arg-type]
-    except ValueError as error:
-        if all(bool(torch.isfinite(tensor).all()) for tensor in model.policy.state_dict().values()):
-            raise
-        raise diverged(watch.name, watch.iterations.steps) from error
+class Sb3:
+    """A learner of SB3's and what it learns in."""
+
+    def __init__(self, vec_env: Any, settings: SB3Learner, seed: int) -> None:
+        self.vec_env, self.settings = vec_env, settings
+        self.model = build(vec_env, settings, seed)
+        self._fresh = True
+
+    @property
+    def steps(self) -> int:
+        """Count the agent-steps so far."""
+        return self.model.num_timesteps
+
+    @property
+    def policy(self) -> torch.nn.Module:
+        """Give SB3's policy, the value's layers included."""
+        return self.model.policy
+
+    def begin(self) -> None:
+        """Take the weights of the policy to start from, if one is named."""
+        if self.settings.start:
+            policy = self.model.policy
+            put_start(self.settings, {"hidden": policy.mlp_extractor.policy_net, "heads": policy.action_net})
+
+    def go_on(self, iterations: Iterations) -> None:
+        """Let SB3 learn; what torch says of weights that are no numbers any more becomes a LearningError."""
+        left = self.settings.steps - self.steps
+        if left <= 0:
+            return
+        sink = _Sink()
+        self.model.set_logger(Logger(folder=None, output_formats=[sink]))
+        watch = _Watch(self.settings, iterations, sink)
+        try:
+            self.model.learn(left, callback=watch, log_interval=None, reset_num_timesteps=self._fresh)  # type: ignore[arg-type]
+        except ValueError as error:
+            if all(bool(torch.isfinite(tensor).all()) for tensor in self.policy.state_dict().values()):
+                raise
+            raise diverged(self.settings.name, iterations.steps) from error
+
+    def pack(self, wall_s: float, tracker_id: str | None) -> Checkpoint:
+        """Gather all that the run's future depends on."""
+        model = self.model
+        _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the generator that SB3 shuffles with
+        arrays = {
+            **disk.above(weights_of(model.policy), "weights"),
+            **disk.above(moments_of(model.policy.optimizer), "moments"),
+            **disk.above(self.vec_env.save(), "environment"),
+            "random/torch": torch.get_rng_state().numpy(),
+            "random/numpy": np.asarray(keys),
+            "random/numpy_more": np.array([position, has_gauss, gauss], np.float64),
+            "last/observations": np.array(model._last_obs),
+            "last/episode_starts": np.array(model._last_episode_starts),
+        }
+        facts = {
+            "agents": asdict(self.settings),
+            "steps": model.num_timesteps,
+            "updates": model._n_updates,
+            "wall_s": wall_s,
+            "tracker_id": tracker_id,
+            "shape": self._shape(),
+        }
+        return Checkpoint(arrays, facts)
+
+    def unpack(self, stored: Checkpoint, place: str) -> None:
+        """Put a fresh learner and its environment where the stored run stood.
+
+        errors   CheckpointError when the stored run had another shape, or parts are missing
+        """
+        disk.check_shape(self._shape(), stored, place)
+        model, self._fresh = self.model, False
+        with disk.refusing(place):
+            put_weights(model.policy, disk.below(stored.arrays, "weights"))
+            put_moments(model.policy.optimizer, disk.below(stored.arrays, "moments"))
+            _unpack_random(stored)
+            self.vec_env.restore(disk.below(stored.arrays, "environment"))
+            model.num_timesteps = int(stored.facts["steps"])
+            model._n_updates = int(stored.facts["updates"])
+            model._last_obs = stored.arrays["last/observations"]
+            model._last_episode_starts = stored.arrays["last/episode_starts"]
+
+    def _shape(self) -> dict[str, Any]:
+        """Name what two runs must have in common for one to go on from the other."""
+        return {
+            "agents.name": self.settings.name,
+            "agents.hidden": list(self.settings.hidden),
+            "agents.control_s": self.settings.control_s,
+            "agents.rollout": self.settings.rollout,
+            "agents.reward_scale": self.settings.reward_scale,
+            "slots": int(self.vec_env.num_envs),
+            "observation size": int(np.prod(self.model.observation_space.shape or ())),
+            "actions": str(self.model.action_space),
+        }
 
 
 class _Sink(KVWriter):
@@ -155,7 +212,7 @@ class _Watch(BaseCallback):
 
     def __init__(self, settings: SB3Learner, iterations: Iterations, sink: _Sink) -> None:
         super().__init__()
-        self.name, self.iterations = settings.name, iterations
+        self.iterations = iterations
         self._scale, self._sink, self._open = settings.reward_scale, sink, False
 
     def _on_step(self) -> bool:
@@ -179,47 +236,6 @@ class _Watch(BaseCallback):
             self.iterations.close(self.model.num_timesteps, self._sink.values, last=last)
 
 
-def pack(model: Model, vec_env: Any, settings: SB3Learner, wall_s: float, tracker_id: str | None) -> Checkpoint:
-    """Gather all that the run's future depends on."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the generator that SB3 shuffles with
-    arrays = {
-        **disk.above(weights_of(model.policy), "weights"),
-        **disk.above(moments_of(model.policy.optimizer), "moments"),
-        **disk.above(vec_env.save(), "environment"),
-        "random/torch": torch.get_rng_state().numpy(),
-        "random/numpy": np.asarray(keys),
-        "random/numpy_more": np.array([position, has_gauss, gauss], np.float64),
-        "last/observations": np.array(model._last_obs),
-        "last/episode_starts": np.array(model._last_episode_starts),
-    }
-    facts = {
-        "agents": asdict(settings),
-        "steps": model.num_timesteps,
-        "updates": model._n_updates,
-        "wall_s": wall_s,
-        "tracker_id": tracker_id,
-        "shape": _shape(model, vec_env, settings),
-    }
-    return Checkpoint(arrays, facts)
-
-
-def unpack(stored: Checkpoint, model: Model, vec_env: Any, settings: SB3Learner, place: str) -> None:
-    """Put a fresh learner and its environment where the stored run stood.
-
-    errors   CheckpointError when the stored run had another shape, or parts are missing
-    """
-    disk.check_shape(_shape(model, vec_env, settings), stored, place)
-    with disk.refusing(place):
-        put_weights(model.policy, disk.below(stored.arrays, "weights"))
-        put_moments(model.policy.optimizer, disk.below(stored.arrays, "moments"))
-        _unpack_random(stored)
-        vec_env.restore(disk.below(stored.arrays, "environment"))
-        model.num_timesteps = int(stored.facts["steps"])
-        model._n_updates = int(stored.facts["updates"])
-        model._last_obs = stored.arrays["last/observations"]
-        model._last_episode_starts = stored.arrays["last/episode_starts"]
-
-
 def _unpack_random(stored: Checkpoint) -> None:
     torch.set_rng_state(torch.from_numpy(stored.arrays["random/torch"]))
     position, has_gauss, gauss = stored.arrays["random/numpy_more"]
@@ -231,17 +247,3 @@ def _unpack_random(stored: Checkpoint) -> None:
         float(gauss),
     )
     np.random.set_state(state)  # noqa: NPY002 - the generator that SB3 shuffles with
-
-
-def _shape(model: Model, vec_env: Any, settings: SB3Learner) -> dict[str, Any]:
-    """Name what two runs must have in common for one to go on from the other."""
-    return {
-        "agents.name": settings.name,
-        "agents.hidden": list(settings.hidden),
-        "agents.control_s": settings.control_s,
-        "agents.rollout": settings.rollout,
-        "agents.reward_scale": settings.reward_scale,
-        "slots": int(vec_env.num_envs),
-        "observation size": int(np.prod(model.observation_space.shape or ())),
-        "actions": str(model.action_space),
-    }
