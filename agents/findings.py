@@ -5,7 +5,7 @@ Knows rounds and statistics; plays nothing. The file depends on the rounds alone
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ from agents.scores import REFERENCES, Array, Evaluation, Played, rounded
 
 SEATS = ("reward", "earned", "executed", "executed_tokens", "slo_attainment", "latency_s_mean", "stake")
 """What is told of a group of providers: the mean over its members."""
+BRIEF = ("slo_attainment", "latency_s_mean")
+"""What is told of an entrant that is one of many."""
 COURSE_POINTS = 30
 RESULT_KIND = "wwwserve/results"
 
 
-def summarise(evaluation: Evaluation, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def summarise(evaluation: Evaluation, groups: Mapping[str, Sequence[int]], brief: Collection[str]) -> dict[str, Any]:
     """Give everything that is published of the entrants of one experiment.
 
     groups   label -> providers
+    brief    entrants of which only BRIEF is told, and its difference from each of the others
     """
+    full = [name for name in evaluation.played if name not in brief]
     return {
         "scenario": evaluation.scenario,
         "seeds": evaluation.seeds,
@@ -33,7 +37,19 @@ def summarise(evaluation: Evaluation, groups: Mapping[str, Sequence[int]]) -> di
         "horizon_s": evaluation.horizon_s,
         "slo": evaluation.slo,
         "thresholds": {"unit": "SLO" if evaluation.relative else "s", "values": _numbers(evaluation.thresholds)},
-        "entrants": {name: _entrant(evaluation, played, groups) for name, played in evaluation.played.items()},
+        "entrants": {
+            name: _in_brief(evaluation, name, full) if name in brief else _entrant(evaluation, played, groups)
+            for name, played in evaluation.played.items()
+        },
+    }
+
+
+def _in_brief(evaluation: Evaluation, name: str, others: Sequence[str]) -> dict[str, Any]:
+    return {
+        "summary": {metric: rounded(evaluation.estimate(name, metric)) for metric in BRIEF},
+        "difference": {
+            other: {metric: rounded(evaluation.difference(name, other, metric)) for metric in BRIEF} for other in others
+        },
     }
 
 

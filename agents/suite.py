@@ -11,11 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 from agents import protocol
+from market.action import LEVELS
 from settings import Range, SettingsError, Slip, did_you_mean, plain, read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +41,8 @@ SOURCES = (
     "agents/seats.py",
 )
 """What a number depends on beside config and policy."""
+MANY = "*"
+"""In a policy's name: one entrant for each level."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Experiment:
     title: str
     set: list[str]  # overrides of every entrant: env=..., market.KEY=...
     seeds: Annotated[int, Range(2, 100_000, "seeds")] | None  # null = the protocol's
-    policies: list[str]  # entrants that are one policy, under its own name
+    policies: list[str]  # entrants that are one policy, under its own name; fixed:*-*-2: one of each level, told of in brief
     entrants: dict[str, Entrant]  # others
     groups: dict[str, list[int]]  # label -> providers that are told of together
     reported: dict[str, dict[str, float]]  # what the paper says: entrant or group -> metric -> value
@@ -176,7 +181,6 @@ def plan(suite: str, name: str, experiment: Experiment, settings: Settings) -> l
 
     errors   SettingsError naming suite, experiment, entrant and slip
     """
-    whole = {policy: Entrant(policy, {}, []) for policy in experiment.policies} | experiment.entrants
     seeds = settings.seeds or experiment.seeds or protocol.SEEDS
     code = _code()
     return [
@@ -185,18 +189,30 @@ def plan(suite: str, name: str, experiment: Experiment, settings: Settings) -> l
             Path(settings.cells),
             Cell(suite, name, key, one.policy, one.visitors, (*experiment.set, *one.set), seeds, 0, Path()),
         )
-        for key, one in whole.items()
+        for key, one in entrants(experiment).items()
     ]
+
+
+def entrants(experiment: Experiment) -> dict[str, Entrant]:
+    """Name all entrants of an experiment, with one for each level where a policy has a `*`."""
+    names = [name for policy in experiment.policies for name in _levels(policy)]
+    return {name: Entrant(name, {}, []) for name in names} | experiment.entrants
+
+
+def _levels(policy: str) -> list[str]:
+    """Put each level of an action in the place of each `*`."""
+    parts = policy.split(MANY)
+    filled = product(map(str, range(LEVELS)), repeat=len(parts) - 1)
+    return ["".join(chain.from_iterable(zip(parts, (*levels, ""), strict=True))) for levels in filled]
 
 
 def _cell(code: str, folder: Path, cell: Cell) -> Cell:
     """Check a cell and name its file by all that its numbers depend on."""
-    from agents.evaluate import scene
     from agents.policy import PolicyError
 
     place, key = f"conf/suite/{cell.suite}.yaml", f"experiments.{cell.experiment}.{cell.entrant}"
     try:
-        values, scenario, _ = scene(cell.words)
+        values, scenario, _ = _scene(cell.words)
         entrant(cell, scenario.population)
     except SettingsError as error:
         raise SettingsError(*(Slip(place, f"{key}.set", f"{slip.key} {slip.rule}") for slip in error.slips)) from error
@@ -207,6 +223,14 @@ def _cell(code: str, folder: Path, cell: Cell) -> Cell:
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:20]
     weight = scenario.steps * scenario.population * cell.seeds
     return replace(cell, weight=weight, path=folder / f"{cell.experiment}.{cell.entrant}.{digest}.npz")
+
+
+@lru_cache(maxsize=16)
+def _scene(words: tuple[str, ...]) -> Any:
+    """Compose a scene once for the many cells that are played in it; no caller changes what it gets."""
+    from agents.evaluate import scene
+
+    return scene(words)
 
 
 def entrant(cell: Cell, providers: int) -> Any:
@@ -258,9 +282,9 @@ def _play_all(cells: Sequence[Cell], workers: int) -> Any:
 def play_cell(cell: Cell) -> None:
     """Play one cell and keep its round."""
     from agents import rounds
-    from agents.evaluate import play, scene
+    from agents.evaluate import play
 
-    _, scenario, make = scene(cell.words)
+    _, scenario, make = _scene(cell.words)
     who = entrant(cell, scenario.population)
     rounds.write(cell.path, play(make(networks=cell.seeds, seed=protocol.FIRST_SEED, dispatch=who.dispatch), who))
 
@@ -271,7 +295,8 @@ def publish(suite: str, name: str, experiment: Experiment, cells: Sequence[Cell]
     from agents.evaluate import assemble
 
     evaluation = assemble([rounds.read(cell.path) for cell in cells], protocol.FIRST_SEED)
-    told = findings.summarise(evaluation, experiment.groups)
+    brief = {name for policy in experiment.policies if MANY in policy for name in _levels(policy)}
+    told = findings.summarise(evaluation, experiment.groups, brief)
     for cell in cells:
         told["entrants"][cell.entrant] |= {"policy": cell.policy, "visitors": cell.visitors, "set": list(cell.words)}
     facts = {"suite": suite, "experiment": name, "title": experiment.title, "reported": experiment.reported}

@@ -14,6 +14,7 @@ from agents.metrics import TIME_BINS
 from agents.publish import write_whole
 from agents.report import BLUE, GREEN, INK, ORANGE, RED, STYLES
 from benchmarks import results
+from market.action import ACCEPT_LEVELS, COMMIT_LEVELS, FORWARD_LEVELS, LEVELS, NO_LIMIT
 
 SHADES = (BLUE, GREEN, ORANGE, RED)
 LEARNED_STYLE: dict[str, Any] = {"color": RED, "linestyle": "-", "linewidth": 2.4}
@@ -100,12 +101,36 @@ def populations(figure: Figure) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def constants(figure: Figure) -> None:
+    """Attainment of every constant policy that stakes what the best one stakes, by levels of accept and forward."""
+    found = results.kept("beyond/constants")
+    stake = results.most(found)[0].rpartition("-")[2]
+    levels = range(LEVELS)
+    names = [[f"fixed:{accept}-{forward}-{stake}" for forward in levels] for accept in levels]
+    shares = np.array([[found["entrants"][name]["summary"]["slo_attainment"][0] for name in row] for row in names])
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="viridis", origin="lower")
+    for (accept, forward), share in np.ndenumerate(shares):
+        colour = "black" if share > shares.mean() else "white"
+        axes.annotate(f"{share:.3f}", (forward, accept), ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(levels, [_level(value) for value in FORWARD_LEVELS])
+    axes.set_yticks(levels, [_level(value) for value in ACCEPT_LEVELS])
+    axes.set(title=f"SLO attainment, {COMMIT_LEVELS[int(stake)] * 100:g} % staked")
+    axes.set_xlabel("forward: offer above this share of the time left")
+    axes.set_ylabel("accept: take up to this share")
+
+
+def _level(value: float) -> str:
+    return "no limit" if value == NO_LIMIT else "none" if value < 0 else f"{value:g}"
+
+
 DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "settings": (settings, (15, 3.8)),
     "quality": (quality, (15, 3.4)),
     "over_time": (over_time, (10, 3.4)),
     "credits": (wealth, (10, 3.4)),
     "populations": (populations, (5.5, 3.6)),
+    "constants": (constants, (4.6, 4.2)),
 }
 
 
@@ -129,6 +154,7 @@ def _draw(path: Path, paint: Callable[[Figure], None], size: tuple[float, float]
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#dddddd", linewidth=0.6)
+    if not axes.images:
+        axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=9)

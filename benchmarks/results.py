@@ -17,7 +17,7 @@ FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
 SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
 MARK = re.compile(
-    r"<!-- (?P<kind>table|groups|claims|leaderboard|headline)(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL
+    r"<!-- (?P<kind>table|groups|best|claims|leaderboard|headline)(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL
 )
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
@@ -78,6 +78,23 @@ def groups(found: Found) -> str:
             cells += [_number(found["reported"].get(label, {}).get(key)) for key in told]
             lines.append(f"| `{name}` | {label} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _foot(found)])
+
+
+def best(found: Found) -> str:
+    """Write in a line which of many entrants is the best, and how it compares with the learned policy on the same episodes."""
+    name, part = most(found)
+    attainment, beside = part["summary"]["slo_attainment"], part["difference"][LEARNED]["slo_attainment"]
+    return (
+        f"The best of {len(found['entrants']) - 1}: `{name}` with an attainment of {cell(attainment, '.3f')}; "
+        f"less `{LEARNED}`, episode by episode: {cell(beside, '+.3f')}.\n\n{_foot(found)}"
+    )
+
+
+def most(found: Found) -> tuple[str, Found]:
+    """Find the entrant with the highest attainment, the learned policy aside."""
+    others = {name: part for name, part in found["entrants"].items() if name != LEARNED}
+    name = max(others, key=lambda name: others[name]["summary"]["slo_attainment"][0])
+    return name, others[name]
 
 
 def claims() -> str:
@@ -157,7 +174,7 @@ def _number(value: float | None) -> str:
 
 
 WRITERS: dict[str, Callable[[], str]] = {"claims": claims, "headline": headline, "leaderboard": leaderboard}
-TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups}
+TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best}
 
 
 def fill(page: str) -> str:

@@ -82,6 +82,28 @@ def test_a_suite_is_played_in_processes_and_a_second_call_plays_nothing(tmp_path
     assert path.read_bytes() == content
 
 
+def test_a_star_in_a_policys_name_stands_for_one_entrant_of_each_level() -> None:
+    names = list(suite.entrants(changed(policies=["paper", "fixed:*-3-*"], entrants={"bold": PLAIN.entrants["bold"]})))
+    assert names == ["paper", *(f"fixed:{accept}-3-{commit}" for accept in range(5) for commit in range(5)), "bold"]
+    assert list(suite.entrants(changed(policies=["single"], entrants={}))) == ["single"]
+
+
+def test_of_one_of_many_entrants_its_estimates_and_its_difference_from_the_others_are_told(tmp_path: Path) -> None:
+    many = changed(policies=["paper", "fixed:0-0-*"], entrants={}, groups={})
+    cells = plan("s", "e", many, settings(tmp_path))
+    for cell in cells:
+        play_cell(cell)
+    told = findings.read(publish("s", "e", many, cells, tmp_path))["entrants"]
+    assert list(told) == ["paper", *(f"fixed:0-0-{commit}" for commit in range(5))]
+    assert set(told["paper"]) > set(told["fixed:0-0-0"]) == {"summary", "difference", "policy", "visitors", "set"}
+    one, other = told["fixed:0-0-4"], told["paper"]
+    assert set(one["difference"]) == {"paper"}
+    for metric, (point, low, high) in one["difference"]["paper"].items():
+        assert low <= point <= high
+        # of two seeds the interquartile mean is the mean, and that of differences the difference of means
+        assert point == pytest.approx(one["summary"][metric][0] - other["summary"][metric][0], abs=1e-4)
+
+
 def test_programs_evaluate_by_the_protocol_where_nothing_else_is_said() -> None:
     trained, evaluated = (compose([], config).values for config in ("config", "evaluate"))
     assert (trained.eval_seeds, trained.eval_first_seed) == (protocol.SEEDS, protocol.FIRST_SEED)

@@ -38,12 +38,12 @@ def test_results_are_of_the_protocol_and_of_the_entrants_that_the_suite_names(na
     found = kept(name)
     _, experiment = suite.load(found["suite"])[found["experiment"]]
     assert found["seeds"] == (experiment.seeds or protocol.SEEDS) and found["first_seed"] == protocol.FIRST_SEED
-    assert list(found["entrants"]) == [*experiment.policies, *experiment.entrants]
+    assert list(found["entrants"]) == list(suite.entrants(experiment))
     assert found["title"] == experiment.title and found["reported"] == experiment.reported
     for part in found["entrants"].values():
         point, low, high = part["summary"]["slo_attainment"]
         assert low <= point <= high
-        assert set(part["groups"]) == set(experiment.groups)
+        assert set(part.get("groups", ())) == set(experiment.groups)
 
 
 def test_every_table_is_shown_once() -> None:
@@ -79,6 +79,37 @@ def test_a_table_of_groups_has_a_row_a_group_and_entrant_beside_what_the_paper_r
     rows = [line for line in results.groups(found).splitlines()[2:] if line.startswith("|")]
     assert len(rows) == 3 * len(found["entrants"])
     assert rows[0].startswith("| `paper` | Qwen3-8B |") and rows[0].endswith("| 0.57 |")
+
+
+def told(point: float, beside: float) -> dict[str, Any]:
+    """What is told in brief of one of many entrants."""
+    return {
+        "summary": {"slo_attainment": [point, point - 0.01, point + 0.01]},
+        "difference": {"ppo_wwwserve": {"slo_attainment": [beside, beside - 0.01, beside + 0.01]}},
+    }
+
+
+def test_the_best_of_many_is_told_in_a_line_with_its_difference_from_the_learned_policy_which_is_not_one_of_them() -> None:
+    entrants = {"ppo_wwwserve": told(0.99, 0), "fixed:0-0-0": told(0.5, -0.4), "fixed:2-3-1": told(0.9, -0.05), "x": told(0.7, 0.3)}
+    found = {"title": "Many", "seeds": 7, "command": "python -m it", "entrants": entrants}
+    line, _, foot = results.best(found).partition("\n\n")
+    assert line == (
+        "The best of 3: `fixed:2-3-1` with an attainment of 0.900 [0.890, 0.910]; "
+        "less `ppo_wwwserve`, episode by episode: -0.050 [-0.060, -0.040]."
+    )
+    assert foot == "Many; 7 episodes. `python -m it`"
+
+
+def test_all_125_constant_policies_were_played_and_the_one_beside_the_learned_policy_is_among_the_best_three() -> None:
+    entrants = kept("beyond/constants")["entrants"]
+    constants = sorted((name for name in entrants if name.startswith("fixed:")), key=lambda name: -attainment_of(entrants[name]))
+    assert len(constants) == 125 and set(entrants) - set(constants) == {"ppo_wwwserve"}
+    assert "fixed:2-3-2" in constants[:3], "docs/results.md says so"
+
+
+def attainment_of(part: Any) -> float:
+    """Point alone."""
+    return float(part["summary"]["slo_attainment"][0])
 
 
 def attainment(name: str, entrant: str) -> Any:
