@@ -75,10 +75,11 @@ def outcome(duel):
 
 
 @rule
-def settle(duel, accounts, first_account, slash_per_mille, minority_per_mille, absent_per_mille):
+def settle(duel, accounts, first_account, slash_per_mille, bond, minority_per_mille, absent_per_mille):
     """Move stakes by the votes: loser to winner, minority and absent judges to the majority. A tie moves nothing.
 
     accounts   records of ACCOUNT, provider p at index first_account + p; totals are kept
+    bond       micro-credits that a lost duel costs at least, as far as the loser's stake goes
     returns    FOR_A, FOR_B or NONE
     """
     result = outcome(duel)
@@ -86,7 +87,7 @@ def settle(duel, accounts, first_account, slash_per_mille, minority_per_mille, a
         return result
     winner = duel.executor_a if result == FOR_A else duel.executor_b
     loser = duel.executor_b if result == FOR_A else duel.executor_a
-    slash(accounts, first_account + loser, first_account + winner, slash_per_mille)
+    slash(accounts, first_account + loser, first_account + winner, slash_per_mille, bond)
     majority = 0
     pool = 0
     for k in range(duel.judges):

@@ -182,9 +182,12 @@ def seize(account, amount):
 
 
 @rule
-def slash(accounts, loser, winner, per_mille):
-    """Move thousandths of the loser's stake (unbonding included) to the winner's credit; returns micro-credits moved."""
+def slash(accounts, loser, winner, per_mille, bond):
+    """Move thousandths of the loser's stake (unbonding included) to the winner's credit; returns micro-credits moved.
+
+    bond   micro-credits that are taken at least, as far as the stake goes
+    """
     bonded = accounts[loser].stake_micro + accounts[loser].unbonding_micro
-    taken = seize(accounts[loser], bonded * per_mille // 1000)
+    taken = seize(accounts[loser], max(bonded * per_mille // 1000, bond))
     accounts[winner].credit_micro += taken
     return taken

@@ -47,6 +47,7 @@ class Terms:
     judge_tokens: Annotated[int, Range(1, 100_000, "tokens")]  # answer length of a judge
     judge_scale: Annotated[float, Range(1e-6, 1e6, "quality")]  # quality difference that moves a vote's odds by e
     slash_per_mille: PerMille  # of the loser's stake, to the winner
+    bond: Credits  # who has less at stake is drawn for nothing; a lost duel costs so much at least; 0 = any stake will do
     minority_per_mille: PerMille  # of a minority judge's stake, to the majority
     absent_per_mille: PerMille  # of the stake of a judge who did not vote, to the majority
     unbond_s: Seconds  # released stake is free after this time; until then it draws nothing and can be slashed
@@ -63,7 +64,7 @@ class Terms:
     judges_least: Annotated[int, Range(1, 3, "judges")]  # a duel for which fewer are found has no verdict
 
 
-_MONEY = {"initial_credit", "initial_stake", "price_per_request", "price_per_ktoken", "judge_fee", "stake_rate"}
+_MONEY = {"initial_credit", "initial_stake", "price_per_request", "price_per_ktoken", "judge_fee", "stake_rate", "bond"}
 
 
 def _field_kinds() -> dict[str, type]:

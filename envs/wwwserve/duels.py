@@ -120,7 +120,9 @@ def _draw_judges(w, n, k, now):
     count = 1 if terms.duellists_judge == 1 else 3
     for seat in range(terms.judges):
         u = chance(w, n, p, MARKET)
-        peer = stake.draw(w.account, w.row, first, (first + p) * setting.providers, setting.providers, banned, count, u)
+        peer = stake.draw(
+            w.account, w.row, first, (first + p) * setting.providers, setting.providers, banned, count, terms.bond_micro, u
+        )
         if peer == NONE or not ledger.set_aside(w.account[first + p], terms.judge_fee_micro, terms.escrow):
             break
         duel.judge[seat] = peer
@@ -208,7 +210,9 @@ def _settle(w, n, k):
     duel = w.duel[k]
     first = n * w.setting[0].providers
     if duel.judges > 0:
-        result = rules.settle(duel, w.account, first, terms.slash_per_mille, terms.minority_per_mille, terms.absent_per_mille)
+        result = rules.settle(
+            duel, w.account, first, terms.slash_per_mille, terms.bond_micro, terms.minority_per_mille, terms.absent_per_mille
+        )
         if result != rules.NONE:
             winner = duel.executor_a if result == rules.FOR_A else duel.executor_b
             loser = duel.executor_b if result == rules.FOR_A else duel.executor_a

@@ -97,7 +97,15 @@ def ask_next(w, n, r, now):
     if request.asked < w.terms[0].candidates:
         u = chance(w, n, p, MARKET)
         peer = stake.draw(
-            w.account, w.row, first, (first + p) * setting.providers, setting.providers, request.banned, request.banned_count, u
+            w.account,
+            w.row,
+            first,
+            (first + p) * setting.providers,
+            setting.providers,
+            request.banned,
+            request.banned_count,
+            w.terms[0].bond_micro,
+            u,
         )
         if peer != NONE:
             request.banned[request.banned_count] = peer

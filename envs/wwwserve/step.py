@@ -12,7 +12,7 @@ from envs.wwwserve.rounds import on_churn, on_gossip
 from envs.wwwserve.serve import on_engine
 from envs.wwwserve.state import MARKET_DISPATCH, NONE, USER
 from envs.wwwserve.workload import draw_lengths, next_arrival_s
-from market import ledger, provider, serving
+from market import ledger, provider, serving, stake
 from market.action import LEVELS, intent_of_action, intent_of_paper, write_mask
 from market.observation import write_observation
 from market.rule import rule
@@ -138,9 +138,7 @@ def _open_tick(w, n, p, now):
         engine = w.engine[g]
         serving.advance(engine, w.profile[g], w.request, now)
         intent_of_paper(node, terms, serving.usage(engine, w.profile[g]), engine.waiting, node.queued)
-        target = node.stake_target_micro
-    else:
-        target = int(node.stake_share * ledger.wealth(account))
+    target = stake.goal(node, ledger.wealth(account), terms.bond_micro)
     ledger.steer_stake(account, target, int(terms.stake_rate_micro * setting.tick_s), now + terms.unbond_s)
 
 

@@ -119,7 +119,7 @@ class Belief:
     def draw(self, banned: list[int]) -> int:
         """Draw a peer by stake among those believed alive, none of `banned` (places); NONE when there is nobody."""
         u = self.chance(MARKET)
-        drawn: int = stake.draw(self.accounts, self.rows, 0, 0, len(self.ids), banned, len(banned), u)
+        drawn: int = stake.draw(self.accounts, self.rows, 0, 0, len(self.ids), banned, len(banned), self.terms.bond_micro, u)
         return drawn
 
     def partner(self) -> int:

@@ -13,7 +13,7 @@ from live_bridge.brain.contest import Contests
 from live_bridge.brain.engine import EngineView
 from live_bridge.brain.line import Line
 from live_bridge.brain.work import COPY, GUEST, JUDGE, OFFERED, PROMISED, QUEUED, REMOTE, RUNNING, USER, Work, losses
-from market import gossip, provider, serving
+from market import gossip, provider, serving, stake
 from market.action import MASK_SIZE, intent_of_action, intent_of_paper, write_mask
 from market.observation import OBSERVATION_SIZE, write_observation
 from market.profile import Profile
@@ -297,7 +297,7 @@ class Brain:
         """Move stake towards its target, as market/ledger.py's steer_stake: bounded by rate, stake and free credit."""
         node = self.node
         account = self.belief.accounts[SELF]
-        target = node.stake_target_micro if node.stake_share < 0.0 else int(node.stake_share * self.belief.wealth())
+        target: int = stake.goal(node, self.belief.wealth(), self.belief.terms.bond_micro)
         most = int(self.belief.terms.stake_rate_micro * span_s)
         gap = target - account.stake_micro
         if gap > 0 and min(gap, most, account.credit_micro) > 0:

@@ -165,8 +165,9 @@ class Book:
         contest.executor_a, contest.executor_b, contest.judges = 0, 1, len(terms.judges)
         for seat, vote in enumerate(terms.judges):
             contest.judge[seat], contest.vote[seat] = 2 + seat, _VOTES[vote.verdict]
-        shares = self.founding.slash_per_mille, self.founding.minority_per_mille, self.founding.absent_per_mille
-        result = duels.settle(contest, [sheet.money[name] for name in names], 0, *shares)
+        founding = self.founding
+        costs = founding.slash_per_mille, founding.bond_micro, founding.minority_per_mille, founding.absent_per_mille
+        result = duels.settle(contest, [sheet.money[name] for name in names], 0, *costs)
         for hold_id in (terms.hold_a, terms.hold_b):
             _end(sheet, sheet.holds[hold_id]._replace(duelled=1))
         sheet.touched_accounts |= set(names)

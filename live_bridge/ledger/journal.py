@@ -134,6 +134,7 @@ class Founding(NamedTuple):
     duel_ttl_us: int
     judges: int
     slash_per_mille: int
+    bond_micro: int
     minority_per_mille: int
     absent_per_mille: int
     signature: str
@@ -170,6 +171,7 @@ def found(identity: Identity, network: str, terms: Terms, unix_s: float, speed: 
         round(terms.duel_ttl_s * MICROSECONDS),
         terms.judges,
         terms.slash_per_mille,
+        record.bond_micro,
         terms.minority_per_mille,
         terms.absent_per_mille,
         "",

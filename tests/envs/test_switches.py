@@ -8,6 +8,7 @@ import pytest
 
 from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
+from envs.wwwserve.scenario import Standing
 from market.ledger import ACCOUNT, give_back, pay_up, set_aside
 from market.provider import take_turn
 from tests.envs.stage import GIVE, MICRO, PROFILES, TAKE, State, all_is_over, market, play, who
@@ -179,3 +180,15 @@ def test_each_switch_alone_keeps_the_books_whatever_crashes() -> None:
             batch.step(draw_legal(batch.masks, random))
             total_is(6 * 102 * MICRO)(batch.save())
         assert batch.totals()["answered"][0] > 0, switch
+
+
+@pytest.mark.parametrize("bond", [0.0, 25.0])
+def test_below_the_bond_nobody_works_or_judges(bond: float) -> None:
+    """Two give work to three who stake; one of these owns a tenth of what the others own, less than the bond."""
+    poor = Standing(0.1, 1.0, None)
+    scenario = market(who(0.6, count=2), who(count=2), who(standing=poor))
+    batch = play(scenario, GIVE, GIVE, TAKE, TAKE, TAKE, duel_rate=0.5, bond=bond, judges=1)
+    rows = batch.outcomes()
+    executors = set(rows["executor"][rows["delegated"] == 1].tolist())
+    assert executors == ({2, 3} if bond else {2, 3, 4})
+    assert bool(batch.save()["node"]["duels_won"][4] + batch.save()["node"]["duels_lost"][4]) == (bond == 0)

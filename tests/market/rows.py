@@ -65,6 +65,7 @@ TERMS = Terms(
     judge_tokens=16,
     judge_scale=1.0,
     slash_per_mille=200,
+    bond=0.0,
     minority_per_mille=200,
     absent_per_mille=50,
     unbond_s=60.0,

@@ -75,7 +75,7 @@ class Sample:
         self.note(ledger.release(self.accounts[b], amount, now + 60.0))
         ledger.steer_stake(self.accounts[a], amount, 5, now + 60.0)
         ledger.mature(self.accounts[b], now)
-        self.note(ledger.slash(self.accounts, b, a, self.whole(1001)), ledger.wealth(self.accounts[a]))
+        self.note(ledger.slash(self.accounts, b, a, self.whole(1001), self.whole(3)), ledger.wealth(self.accounts[a]))
         taken = ledger.seize(self.accounts[a], amount)
         self.note(taken)
         if self.whole(9) == 0:
@@ -94,13 +94,13 @@ class Sample:
         votes = self.rng.integers(0, 4, 3)
         the = one(duel.DUEL, executor_a=0, executor_b=1, judges=3, judge=[2, 3, 4], vote=votes)
         self.note(duel.vote(self.u(), self.u(), 0.3, self.u()), duel.outcome(the[0]))
-        self.note(duel.settle(the[0], self.accounts, 0, 200, 100, 50))
+        self.note(duel.settle(the[0], self.accounts, 0, 200, self.whole(30), 100, 50))
         self.note(duel.loyal(self.whole(2), self.whole(3), self.whole(3), self.whole(3)))
 
     def stake(self) -> None:
         """A draw with one peer left out."""
         banned = np.array([self.whole(COUNT)], np.int64)
-        self.note(stake.draw(self.accounts, self.rows, 0, 0, COUNT, banned, 1, self.u()))
+        self.note(stake.draw(self.accounts, self.rows, 0, 0, COUNT, banned, 1, self.whole(3), self.u()))
 
     def action(self) -> None:
         """Both kinds of intent, and a mask."""

@@ -28,9 +28,9 @@ def people(stake: int = STAKE) -> Any:
     return table(ACCOUNT, *({"stake_micro": stake} for _ in range(5)))
 
 
-def settle(the_duel: Any, accounts: Any, slash: int = 200, minority: int = 100, absent: int = 50) -> int:
-    """Settle with given thousandths."""
-    return int(duel.settle(the_duel[0], accounts, 0, slash, minority, absent))
+def settle(the_duel: Any, accounts: Any, slash: int = 200, bond: int = 0, minority: int = 100, absent: int = 50) -> int:
+    """Settle with given thousandths, and a bond in micro-credits."""
+    return int(duel.settle(the_duel[0], accounts, 0, slash, bond, minority, absent))
 
 
 def total(accounts: Any) -> int:
@@ -119,9 +119,25 @@ def test_stake_that_unbonds_is_slashed_too() -> None:
     assert column(accounts, ACCOUNT, "credit_micro")[A] == 100
 
 
+@pytest.mark.parametrize(
+    ("bond", "paid"), [(0, 200_000), (200_000, 200_000), (250_000, 250_000), (STAKE, STAKE), (2 * STAKE, STAKE)]
+)
+def test_a_lost_duel_costs_the_bond_at_least_and_at_most_what_is_staked(bond: int, paid: int) -> None:
+    accounts = people()
+    settle(tie_up(FOR_A, FOR_A, FOR_A), accounts, bond=bond)
+    assert column(accounts, ACCOUNT, "stake_micro") == [STAKE, STAKE - paid, STAKE, STAKE, STAKE]
+    assert column(accounts, ACCOUNT, "credit_micro") == [paid, 0, 0, 0, 0]
+
+
+def test_a_bond_costs_nobody_anything_in_a_tie() -> None:
+    accounts = people()
+    settle(tie_up(FOR_A, FOR_B), accounts, bond=STAKE)
+    assert column(accounts, ACCOUNT, "stake_micro") == [STAKE] * 5
+
+
 def test_a_network_is_found_by_its_first_account() -> None:
     accounts = table(ACCOUNT, *({"stake_micro": STAKE} for _ in range(7)))
-    duel.settle(tie_up(FOR_A, FOR_A, FOR_A)[0], accounts, 2, 200, 100, 50)
+    duel.settle(tie_up(FOR_A, FOR_A, FOR_A)[0], accounts, 2, 200, 0, 100, 50)
     assert column(accounts, ACCOUNT, "credit_micro") == [0, 0, 200_000, 0, 0, 0, 0]
 
 
@@ -130,17 +146,21 @@ def test_a_network_is_found_by_its_first_account() -> None:
     st.lists(st.integers(0, 3), max_size=3),
     st.lists(st.integers(0, 10**12), min_size=5, max_size=5),
     st.tuples(*[st.integers(0, 1000)] * 3),
+    st.integers(0, 10**12),
 )
 def test_a_settlement_keeps_the_total_and_leaves_no_stake_below_zero(
-    votes: list[int], stakes: list[int], shares: tuple[int, int, int]
+    votes: list[int], stakes: list[int], shares: tuple[int, int, int], bond: int
 ) -> None:
     accounts = table(ACCOUNT, *({"stake_micro": s} for s in stakes))
-    result = settle(tie_up(*votes), accounts, *shares)
+    slash, minority, absent = shares
+    result = settle(tie_up(*votes), accounts, slash, bond, minority, absent)
     assert total(accounts) == sum(stakes)
     assert min(column(accounts, ACCOUNT, "stake_micro")) >= 0
     if result != NONE:
         loser = B if result == FOR_A else A
-        assert column(accounts, ACCOUNT, "stake_micro")[loser] == stakes[loser] - stakes[loser] * shares[0] // 1000
+        assert column(accounts, ACCOUNT, "stake_micro")[loser] == stakes[loser] - min(
+            max(stakes[loser] * slash // 1000, bond), stakes[loser]
+        )
 
 
 @pytest.mark.parametrize(("gap", "scale"), [(0.0, 1.0), (0.57, 1.0), (-1.2, 1.0), (2.0, 4.0), (-0.3, 0.25)])

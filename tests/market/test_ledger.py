@@ -178,7 +178,7 @@ def test_a_release_too_many_joins_the_last_tranche_and_waits_with_it() -> None:
 def test_leaving_does_not_save_stake_from_a_slash() -> None:
     a = accounts(0, 0, stake=10)
     ledger.release(a[0], 10, 60.0)
-    assert ledger.slash(a, 0, 1, 500) == 5
+    assert ledger.slash(a, 0, 1, 500, 0) == 5
     ledger.mature(a[0], 60.0)
     assert column(a, ACCOUNT, "credit_micro") == [5, 5]
 
@@ -202,7 +202,15 @@ def test_no_more_can_be_seized_than_is_bonded() -> None:
 @pytest.mark.parametrize(("per_mille", "moved"), [(0, 0), (1, 0), (100, 1), (200, 2), (999, 9), (1000, 10)])
 def test_a_slash_moves_thousandths_of_the_stake_rounded_down(per_mille: int, moved: int) -> None:
     a = accounts(7, 7, stake=10)
-    assert ledger.slash(a, 0, 1, per_mille) == moved
+    assert ledger.slash(a, 0, 1, per_mille, 0) == moved
+    assert column(a, ACCOUNT, "credit_micro") == [7, 7 + moved]
+    assert column(a, ACCOUNT, "stake_micro") == [10 - moved, 10]
+
+
+@pytest.mark.parametrize(("bond", "moved"), [(0, 2), (2, 2), (3, 3), (10, 10), (11, 10), (99, 10)])
+def test_a_slash_takes_the_bond_where_that_is_more_and_never_more_than_there_is(bond: int, moved: int) -> None:
+    a = accounts(7, 7, stake=10)
+    assert ledger.slash(a, 0, 1, 200, bond) == moved
     assert column(a, ACCOUNT, "credit_micro") == [7, 7 + moved]
     assert column(a, ACCOUNT, "stake_micro") == [10 - moved, 10]
 
@@ -289,10 +297,10 @@ class AnyMoves(RuleBasedStateMachine):
         ledger.steer_stake(self.accounts[who], aim, most, self.now + 60.0)
         assert abs(read(self.accounts, ACCOUNT, who)["stake_micro"] - stake) <= most
 
-    @rule(loser=PEOPLE, winner=PEOPLE, per_mille=st.integers(0, 1000))
-    def slash(self, loser: int, winner: int, per_mille: int) -> None:
+    @rule(loser=PEOPLE, winner=PEOPLE, per_mille=st.integers(0, 1000), bond=AMOUNTS)
+    def slash(self, loser: int, winner: int, per_mille: int, bond: int) -> None:
         """Somebody loses a duel."""
-        ledger.slash(self.accounts, loser, winner, per_mille)
+        ledger.slash(self.accounts, loser, winner, per_mille, bond)
 
     @invariant()
     def the_total_is_kept_exactly(self) -> None:

@@ -257,6 +257,7 @@ def test_a_ledger_goes_on_only_under_the_terms_that_it_was_founded_with(engine) 
             pass
         for how, key in (
             ({"terms": terms_with(slash_per_mille=200)}, "slash_per_mille 100 (now 200)"),
+            ({"terms": terms_with(bond=25)}, "bond_micro 0 (now 25000000)"),
             ({"network": "other"}, "network test (now other)"),
             ({"speed": 20.0}, "speed_micro 1000000 (now 20000000)"),
             ({"identity": authors(1)[0].identity}, "public"),

@@ -23,7 +23,21 @@ from market import ledger as rules
 from market.rule import record_class
 from market.terms import MICRO
 
-from .stage import TERMS, Wall, accepted, delivered_twice, duel_of, hold, ledger_on, on_memory, opened, paid, person, wealth
+from .stage import (
+    TERMS,
+    Wall,
+    accepted,
+    delivered_twice,
+    duel_of,
+    hold,
+    ledger_on,
+    on_memory,
+    opened,
+    paid,
+    person,
+    terms_with,
+    wealth,
+)
 
 MONEY = {"credit_micro", "stake_micro", "unbonding_micro", "escrow_micro", "tranche_micro", "tranche_s", "tranches"}
 
@@ -84,8 +98,9 @@ def test_an_account_is_read_as_it_was_written(values) -> None:
     stakes=st.lists(st.integers(0, 50 * MICRO), min_size=6, max_size=6),
     leaving=st.lists(st.integers(0, 100), min_size=6, max_size=6),
     verdicts=st.lists(st.sampled_from(["A", "B", "abstain", "absent"]), min_size=1, max_size=3),
+    bond=st.integers(0, 60),
 )
-def test_a_duel_of_the_ledger_is_a_duel_of_the_market(stakes, leaving, verdicts) -> None:
+def test_a_duel_of_the_ledger_is_a_duel_of_the_market(stakes, leaving, verdicts, bond) -> None:
     """The same stakes and votes through market.duel on records of its own."""
 
     async def play(ledger):
@@ -105,14 +120,16 @@ def test_a_duel_of_the_ledger_is_a_duel_of_the_market(stakes, leaving, verdicts)
         for seat, verdict in enumerate(verdicts):
             contest.judge[seat] = 2 + seat
             contest.vote[seat] = {"A": duels.FOR_A, "B": duels.FOR_B, "abstain": duels.ABSTAIN, "absent": duels.PENDING}[verdict]
-        result = duels.settle(contest, records, 0, TERMS.slash_per_mille, TERMS.minority_per_mille, TERMS.absent_per_mille)
+        result = duels.settle(
+            contest, records, 0, TERMS.slash_per_mille, bond * MICRO, TERMS.minority_per_mille, TERMS.absent_per_mille
+        )
         votes = list(zip(judges, verdicts, strict=False))
         (receipt,) = await accepted(ledger, origin, duel_of(origin, a, b, votes))
         assert receipt.reason == {duels.FOR_A: "won_by_a", duels.FOR_B: "won_by_b", duels.NONE: "tie"}[result]
         after = {row.account: row for row in (await ledger.store.state()).rows}
         assert [after[name] for name in names] == [row_of(name, record) for name, record in zip(names, records, strict=True)]
 
-    on_memory(play, wall=Wall())
+    on_memory(play, wall=Wall(), terms=terms_with(bond=bond))
 
 
 def test_many_duels_leave_no_open_hold_and_lose_no_credit() -> None:
