@@ -238,6 +238,17 @@ def help_text(command: str, about: str, examples: Mapping[str, str], groups: Map
     return "\n".join(lines) + "\n"
 
 
+def settings_text(command: str, about: str, examples: Mapping[str, str], config: str, conf: Path = CONF) -> str:
+    """Write what --help prints where a name comes before settings: examples, the names, and conf/CONFIG.yaml."""
+    width = max(map(len, examples)) + 2
+    lines = [about, "", f"  {command} [KEY=VALUE ...]", "", "Examples"]
+    lines += [f"  {example:{width}} {what}" for example, what in examples.items()]
+    lines += ["", f"NAME is one of {', '.join(sorted(file.stem for file in (conf / config).glob('*.yaml')))}"]
+    lines += ["", f"Settings (conf/{config}.yaml)"]
+    text = (conf / f"{config}.yaml").read_text(encoding="utf-8")
+    return "\n".join(lines + [f"  {line}" for line in text.splitlines() if ":" in line and "  #" in line]) + "\n"
+
+
 def _first_comment(file: Path) -> str:
     with file.open(encoding="utf-8") as text:
         line = text.readline().strip()

@@ -84,6 +84,44 @@ def paired_difference(
     return estimate(first - second, statistic, resamples=resamples, level=level, seed=seed)
 
 
+def crossed(scores: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Estimate the interquartile mean where trainings and episodes are both samples, and its percentile interval.
+
+    A resample draws as many trainings with replacement, and as many episodes, the same for all trainings; each draw of a
+    training takes all that it scored. The interval so holds the luck of a training, which all its episodes share.
+
+    scores  (trainings, episodes), at least 2 trainings, all finite
+    source  Owen 2007, The pigeonhole bootstrap (doi 10.1214/07-AOAS122); with few trainings it ends at the best and the worst
+    errors  as in `estimate`
+    """
+    return _cross([_matrix(scores, "scores")], resamples, level, seed)
+
+
+def crossed_difference(x: ArrayLike, y: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Estimate the difference of two interquartile means, as `crossed`: trainings drawn apart, episodes in common.
+
+    x, y    (trainings, episodes); column i of both was played on the same seed, the numbers of trainings may differ
+    errors  ValueError when the numbers of episodes differ, and as in `estimate`
+    """
+    first, second = _matrix(x, "x"), _matrix(y, "y")
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"crossed_difference: x has {first.shape[1]} episodes and y {second.shape[1]}; play both on the same")
+    return _cross([first, second], resamples, level, seed)
+
+
+def _cross(matrices: list[Array], resamples: int, level: float, seed: int) -> Estimate:
+    """Estimate the interquartile mean of one matrix, or that of the first less that of the second."""
+    random = np.random.default_rng(seed)
+    episodes = matrices[0].shape[1]
+    columns = random.integers(episodes, size=(resamples, 1, episodes))
+    point, draws = 0.0, np.zeros(resamples)
+    for sign, matrix in zip((1.0, -1.0), matrices, strict=False):
+        rows = random.integers(len(matrix), size=(resamples, len(matrix), 1))
+        point += sign * float(iqm(matrix))
+        draws += sign * iqm(matrix[rows, columns])
+    return _percentiles(point, draws, level)
+
+
 def probability_of_improvement(
     x: ArrayLike, y: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Estimate:

@@ -29,11 +29,10 @@ EXAMPLES = {
     "full only=[setting-2,sybils]": "some experiments of all suites",
     "paper seeds=4 output=/tmp/quick": "a quick look that is never published",
 }
+WORLD = ("market/*.py", "envs/wwwserve/*.py", "envs/wwwserve/**/*.csv", "conf/serving/*.yaml")
+"""The code and tables of the market, which every number depends on."""
 SOURCES = (
-    "market/*.py",
-    "envs/wwwserve/*.py",
-    "envs/wwwserve/**/*.csv",
-    "conf/serving/*.yaml",
+    *WORLD,
     "agents/evaluate.py",
     "agents/metrics.py",
     "agents/policy.py",
@@ -104,10 +103,10 @@ class Cell:
 
 def main(words: Sequence[str]) -> int:
     """Run `--suite NAME KEY=VALUE ...`; returns the exit status."""
-    from compose import compose
+    from compose import compose, settings_text
 
     if not words or {"-h", "--help"} & set(words):
-        print(_help(), end="")
+        print(settings_text("python -m agents.evaluate --suite NAME", ABOUT, EXAMPLES, "suite"), end="")
         return 0
     try:
         composed = compose([f"suite={words[0]}", *words[1:]], "suite")
@@ -124,14 +123,6 @@ def main(words: Sequence[str]) -> int:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     return 0
-
-
-def _help() -> str:
-    lines = [ABOUT, "", "  python -m agents.evaluate --suite NAME [KEY=VALUE ...]", "", "Examples"]
-    lines += [f"  {words:36} {what}" for words, what in EXAMPLES.items()]
-    lines += ["", "Settings (conf/suite.yaml)"]
-    text = (ROOT / "conf" / "suite.yaml").read_text(encoding="utf-8")
-    return "\n".join(lines + [f"  {line}" for line in text.splitlines() if ":" in line and "  #" in line]) + "\n"
 
 
 def load(name: str) -> dict[str, tuple[str, Experiment]]:
@@ -182,7 +173,7 @@ def plan(suite: str, name: str, experiment: Experiment, settings: Settings) -> l
     errors   SettingsError naming suite, experiment, entrant and slip
     """
     seeds = settings.seeds or experiment.seeds or protocol.SEEDS
-    code = _code()
+    code = digest_of(SOURCES)
     return [
         _cell(
             code,
@@ -254,10 +245,10 @@ def _digests(cell: Cell) -> list[str]:
     return [hashlib.sha256((folder / POLICY_FILE).read_bytes()).hexdigest() for folder in folders if folder]
 
 
-def _code() -> str:
-    """Digest the code that numbers depend on."""
+def digest_of(sources: Sequence[str]) -> str:
+    """Digest the files that numbers depend on, given as patterns below the repository's root."""
     digest = hashlib.sha256()
-    for pattern in SOURCES:
+    for pattern in sources:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -59,14 +59,14 @@ def test_a_cells_file_is_named_by_all_that_its_numbers_depend_on(tmp_path: Path)
 
 
 def test_a_changed_rule_or_protocol_makes_a_cell_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = suite._code()
+    before = suite.digest_of(suite.SOURCES)
     rule = tmp_path / "market" / "ledger.py"
     rule.parent.mkdir()
     rule.write_text("")
     monkeypatch.setattr(suite, "ROOT", tmp_path)
-    empty = suite._code()
+    empty = suite.digest_of(suite.SOURCES)
     rule.write_text("x = 1")
-    assert len({before, empty, suite._code()}) == 3
+    assert len({before, empty, suite.digest_of(suite.SOURCES)}) == 3
 
 
 def test_a_suite_is_played_in_processes_and_a_second_call_plays_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
