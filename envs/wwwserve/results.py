@@ -1,6 +1,6 @@
 """What travels back: acceptances, answers and votes reach the origin; work that a crash has swallowed returns to it."""
 
-from envs.wwwserve.answers import answer, fail, fail_and_free
+from envs.wwwserve.answers import answer, fail_and_free
 from envs.wwwserve.central import schedule
 from envs.wwwserve.duels import begin_duel, call_off, is_open, on_answer, on_vote
 from envs.wwwserve.offers import dispatch
@@ -83,23 +83,29 @@ def lose(w, n, q, r):
 
 
 @rule
-def _knows_lost(w, n, p, request):
-    """Whether provider p believes that the executor of its request is gone, or has restarted since."""
+def _given_up(w, n, p, request, now):
+    """Whether provider p waits no longer for lost work: it believes the executor gone, or restarted since.
+
+    One that is offline hears of nothing and may never come back: it gives up at the deadline.
+    """
     providers = w.setting[0].providers
-    row = w.row[(n * providers + p) * providers + request.executor]
+    g = n * providers + p
+    if w.node[g].online == 0:
+        return request.deadline_s <= now
+    row = w.row[g * providers + request.executor]
     return row.status == gossip.GONE or row.version // gossip.INCARNATION > request.incarnation
 
 
 @rule
 def recover(w, n, p, now):
-    """Take back the work of provider p whose executors it now believes gone; its users' requests are dispatched anew."""
+    """Take back the lost work of provider p that it has given up."""
     g = n * w.setting[0].providers + p
     previous = NONE
     r = w.driver[g].lost_head
     while r != NONE:
         request = w.request[r]
         following = request.next
-        if _knows_lost(w, n, p, request):
+        if _given_up(w, n, p, request, now):
             drop_lost(w, g, r, previous)
             _take_back(w, n, p, r, now)
         else:
@@ -108,41 +114,18 @@ def recover(w, n, p, now):
 
 
 @rule
-def expire(w, n, p, now):
-    """Release what provider p, which is offline, has set aside for lost work whose deadline is over: p may never come back."""
+def _take_back(w, n, p, r, now):
+    """Release what provider p has set aside for lost request r; one that a user waits for is dispatched anew, or fails offline."""
     g = n * w.setting[0].providers + p
-    previous = NONE
-    r = w.driver[g].lost_head
-    while r != NONE:
-        request = w.request[r]
-        following = request.next
-        if request.deadline_s <= now:
-            drop_lost(w, g, r, previous)
-            _release(w, g, request)
-            if request.kind == USER:
-                fail(w, n, r)
-            free_slot(w, n, r)
-        else:
-            previous = r
-        r = following
-
-
-@rule
-def _release(w, g, request):
-    """Give back what provider g (absolute) has set aside for work that nobody will answer."""
+    request = w.request[r]
     ledger.give_back(w.account, g, request.held_micro, w.terms[0].escrow)
     request.held_micro = 0
     w.node[g].away -= 1
-
-
-@rule
-def _take_back(w, n, p, r, now):
-    """Release what provider p has set aside for lost request r, and begin anew when a user still waits for it."""
-    g = n * w.setting[0].providers + p
-    request = w.request[r]
-    _release(w, g, request)
     if request.kind != USER or request.answered == 1:
         free_slot(w, n, r)
+        return
+    if w.node[g].online == 0:
+        fail_and_free(w, n, r)
         return
     call_off(w, request)
     if w.setting[0].dispatch == MARKET_DISPATCH:

@@ -7,7 +7,7 @@ from envs.wwwserve.messages import ACCEPTED, ASSIGN, DECLINED, DUEL_END, OFFER, 
 from envs.wwwserve.offers import on_offer, on_refusal, receive, review
 from envs.wwwserve.pool import drop_first, set_wake, take_slot
 from envs.wwwserve.reset import reset_network
-from envs.wwwserve.results import expire, on_accepted, on_assigned, on_result
+from envs.wwwserve.results import on_accepted, on_assigned, on_result, recover
 from envs.wwwserve.rounds import on_churn, on_gossip
 from envs.wwwserve.serve import on_engine
 from envs.wwwserve.state import MARKET_DISPATCH, NONE, USER
@@ -151,7 +151,7 @@ def _close_tick(w, n, p, now):
     count_due(w, g, now)
     provider.tick(w.node[g], setting.tick_s)
     if w.node[g].online == 0 and driver.lost_head != NONE:
-        expire(w, n, p, now)
+        recover(w, n, p, now)
     if w.node[g].queue_head != NONE and now >= driver.review_next_s:
         driver.review_next_s = now + w.terms[0].reoffer_s
         serving.advance(w.engine[g], w.profile[g], w.request, now)
