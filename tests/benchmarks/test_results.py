@@ -147,6 +147,35 @@ def test_classes_come_in_the_order_that_the_paper_reports(name: str, key: str) -
     assert ours == sorted(ours, reverse=True)
 
 
+def earned(name: str, entrant: str, group: str) -> Any:
+    """Credits earned by a provider of a group: point, low, high."""
+    return kept(name)["entrants"][entrant]["groups"][group]["earned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "entrant", "cheats"),
+    [
+        ("beyond/free-riders", "ppo_wwwserve", "free riders"),
+        ("beyond/free-riders", "with a bond", "free riders"),
+        ("beyond/lemons", "with a bond", "lemons"),
+        ("beyond/lemons", "paper with a bond", "lemons"),
+    ],
+)
+def test_who_cheats_earns_less_than_who_is_honest(name: str, entrant: str, cheats: str) -> None:
+    assert earned(name, entrant, cheats)[2] < min(0.0, earned(name, entrant, "honest")[1]), "intervals disjoint, and a loss"
+
+
+def test_ten_identities_that_cannot_post_a_bond_earn_nothing_and_less_than_their_owner_would_in_one_piece() -> None:
+    identity, whole = kept("beyond/sybils"), kept("beyond/one-piece")
+    assert earned("beyond/sybils", "with a bond", "one identity") == [0.0, 0.0, 0.0]
+    ten = 10 * identity["entrants"]["with a bond"]["groups"]["one identity"]["reward"][2]
+    assert ten < whole["entrants"]["with a bond"]["groups"]["the provider"]["reward"][1]
+
+
+def test_a_bond_leaves_the_learned_policy_above_the_papers_rules() -> None:
+    assert attainment("beyond/bond", "ppo_wwwserve")[1] > attainment("beyond/bond", "paper")[2]
+
+
 def test_a_picture_shows_something(tmp_path: Path) -> None:
     for path in figures.draw_all(tmp_path):
         with Image.open(path) as picture:
