@@ -18,6 +18,7 @@ from live_bridge.peers.envelope import Message
 from live_bridge.peers.frames import RECEIPT_DOMAIN, Receipt, receipt_bytes
 from live_bridge.peers.judge import Chat, Vote, judge, judge_by_likelihood, mean_logprob, sign_vote
 from live_bridge.relay import Relay
+from live_bridge.wire import json_of
 from market.duel import ABSTAIN
 
 MOST_CHARACTERS = 16_000
@@ -144,11 +145,7 @@ class Bench:
 
 def asked_of(message: Message) -> Asked | None:
     """Read what a judge is asked; None when it has not that form."""
-    try:
-        said = orjson.loads(message.body)
-    except orjson.JSONDecodeError:
-        return None
-    match said:
+    match json_of(message.body):
         case {
             "duel": str(duel),
             "executors": [str(first), str(second)],

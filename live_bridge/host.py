@@ -20,6 +20,7 @@ from live_bridge.peers.frames import Encoder
 from live_bridge.portrait import Portrait
 from live_bridge.purse import proven
 from live_bridge.relay import BROKE, DONE, Relay, answer_tokens
+from live_bridge.wire import json_of
 
 ANSWER_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 MOST_TOKENS = 10_000_000
@@ -139,10 +140,7 @@ class Host:
 
     async def withdraw(self, message: Message, response: Response) -> None:
         """A peer says that work which was accepted here will not come; it can say so of its own alone."""
-        try:
-            said = orjson.loads(message.body)
-        except orjson.JSONDecodeError:
-            said = None
+        said = json_of(message.body)
         work_id = said.get("id") if isinstance(said, dict) else None
         promise = self._promises.get(work_id) if isinstance(work_id, str) else None
         mine = promise is not None and promise.origin == message.sender
@@ -267,11 +265,7 @@ class FrameSink:
 
 def offer_of(message: Message) -> Offer | None:
     """Read an offer; None when it has not the form of one. Its id begins with its sender's, so that none can take another's."""
-    try:
-        said = orjson.loads(message.body)
-    except orjson.JSONDecodeError:
-        return None
-    match said:
+    match json_of(message.body):
         case {
             "id": str(work_id),
             "prompt_tokens": int(prompt),
@@ -287,12 +281,8 @@ def offer_of(message: Message) -> Offer | None:
 def work_of(body: bytes) -> tuple[dict[str, object], bytes] | None:
     """Take a work letter apart: its head and the user's body; None when it has not that form."""
     size = int.from_bytes(body[:4], "big")
-    try:
-        head = orjson.loads(body[4 : 4 + size])
-    except orjson.JSONDecodeError:
-        return None
-    match head:
-        case {"id": str(), "path": str(path), "headers": list(pairs), "proof": dict()} if path in ANSWER_PATHS:
+    match json_of(body[4 : 4 + size]):
+        case {"id": str(), "path": str(path), "headers": list(pairs), "proof": dict()} as head if path in ANSWER_PATHS:
             if all(
                 isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) and x.isprintable() for x in pair)
                 for pair in pairs

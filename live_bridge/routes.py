@@ -19,6 +19,7 @@ from live_bridge.relay import refuse
 from live_bridge.society import GOSSIP, HELLO
 from live_bridge.trade import OFFER, WITHDRAW, WORK
 from live_bridge.view.feed import EVENTS_PATH, PAGE_PATH
+from live_bridge.wire import json_of
 
 if TYPE_CHECKING:
     from live_bridge.node import Node
@@ -151,11 +152,7 @@ class Router:
     async def _verdict(self, message: Message, response: Response) -> None:
         """A duel about work that was done here has ended; the ledger's receipt proves it."""
         node = self._node
-        try:
-            proof = orjson.loads(message.body)
-        except orjson.JSONDecodeError:
-            proof = None
-        found = duel_won(proof, node.founding, node.identity.id)
+        found = duel_won(json_of(message.body), node.founding, node.identity.id)
         if found is None:
             node.host.reply(message, response, 400, {"error": "this proves no duel of this node"})
             return

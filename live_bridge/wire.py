@@ -1,6 +1,9 @@
-"""Canonical bytes: what is signed or hashed is packed here, so that no two different messages have the same bytes."""
+"""What nodes say to each other: canonical bytes, of which no two different messages have the same, and JSON that may be none."""
 
 from struct import Struct
+from typing import Any
+
+import orjson
 
 _LENGTH = Struct(">I").pack
 
@@ -23,3 +26,11 @@ def pack(*fields: bytes | str | int) -> bytes:
         out.append(_LENGTH(len(raw)))
         out.append(raw)
     return b"".join(out)
+
+
+def json_of(raw: bytes | str) -> Any:
+    """Read what a stranger says is JSON; None where it is none, or null."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None

@@ -5,7 +5,6 @@ cut off, and a body has `body_s` in all.
 """
 
 import asyncio
-import logging
 import ssl
 from collections.abc import AsyncIterator
 from functools import partial
@@ -36,9 +35,8 @@ from live_bridge.http.message import (
     header_of,
     place_of,
 )
-from live_bridge.http.server import BACKLOG, JSON, failure
+from live_bridge.http.server import BACKLOG, conclude
 
-LOG = logging.getLogger(__name__)
 AHEAD = 2
 """Pieces of an answer between handler and socket."""
 MOST_HEADERS = 1000
@@ -207,18 +205,7 @@ class AiohttpServer:
 
     def _done(self, answer: AiohttpAnswer, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if task.cancelled():
-            answer.abort()
-            return
-        error = task.exception()
-        if error is None and answer.ended:
-            return
-        self._count("handler_failed")
-        LOG.error("%s %s: %s", answer.request.method, answer.request.path, failure(error))
-        if answer.started:
-            answer.abort()
-        elif not answer.ended:
-            answer.send(500, JSON, error_body(500, "handler_failed", "the server failed to answer this request"))
+        conclude(answer.request, answer, task, self._count)
 
 
 async def _send(request: web.BaseRequest, answer: AiohttpAnswer) -> web.StreamResponse:

@@ -8,7 +8,7 @@ from ssl import SSLContext
 
 from live_bridge.http.answer import Answer
 from live_bridge.http.connection import Connection
-from live_bridge.http.message import Count, Handler, Limits, error_body
+from live_bridge.http.message import Count, Handler, Limits, Request, Response, error_body
 
 SWEEPS = 10
 """Sweeps within the shortest limit; at least one a second."""
@@ -106,21 +106,10 @@ class Server:
         return task
 
     def done(self, answer: Answer, task: "asyncio.Task[None]") -> None:
-        """Look at how a handler ended: one that fails, or leaves without an answer, is a 500 or a broken stream."""
+        """Look at how a handler ended."""
         self._tasks.discard(task)
         self._notice()
-        if task.cancelled():
-            answer.abort()
-            return
-        error = task.exception()
-        if error is None and answer.ended:
-            return
-        self.count("handler_failed")
-        LOG.error("%s %s: %s", answer.request.method, answer.request.path, failure(error))
-        if answer.started:
-            answer.abort()
-        elif not answer.ended:
-            answer.send(500, JSON, error_body(500, "handler_failed", "the server failed to answer this request"))
+        conclude(answer.request, answer, task, self.count)
 
     # -- the rest
 
@@ -144,6 +133,22 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+
+
+def conclude(request: Request, answer: Response, task: "asyncio.Task[None]", count: Count) -> None:
+    """Look at how a handler ended: one that fails, or leaves without an answer, is a 500 or a broken stream."""
+    if task.cancelled():
+        answer.abort()
+        return
+    error = task.exception()
+    if error is None and answer.ended:
+        return
+    count("handler_failed")
+    LOG.error("%s %s: %s", request.method, request.path, failure(error))
+    if answer.started:
+        answer.abort()
+    elif not answer.ended:
+        answer.send(500, JSON, error_body(500, "handler_failed", "the server failed to answer this request"))
 
 
 def failure(error: BaseException | None) -> str:

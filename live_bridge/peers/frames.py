@@ -13,7 +13,7 @@ import orjson
 
 from live_bridge.http.message import Headers
 from live_bridge.identity import Identity, verify
-from live_bridge.wire import pack
+from live_bridge.wire import json_of, pack
 
 RECEIPT_DOMAIN = "wwwserve/1/receipt"
 HEAD, DATA, END, ERROR = 1, 2, 3, 4
@@ -207,10 +207,7 @@ class Decoder:
             raise FrameError("order", "has not one head, at its beginning")
         self._begun = True
         self._ended = kind != HEAD
-        try:
-            fields = orjson.loads(content)
-        except orjson.JSONDecodeError:
-            fields = None
+        fields = json_of(content)
         if kind == HEAD:
             return _head(fields)
         if kind == ERROR:

@@ -11,7 +11,7 @@ import orjson
 
 from live_bridge.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, id_of, verify
 from live_bridge.peers.addresses import AddressError
-from live_bridge.wire import pack
+from live_bridge.wire import json_of, pack
 
 DOMAIN = "wwwserve/1/row"
 LONGEST_TEXT = 4096
@@ -95,10 +95,7 @@ def sign(identity: Identity, network: str, text: str) -> str:
 
 def read(text: str) -> Row | None:
     """Read the text of a row, or nothing when a field is missing, unknown, of another kind or out of range."""
-    try:
-        fields = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
+    fields = json_of(text)
     if not isinstance(fields, dict) or set(fields) != set(Row._fields):
         return None
     public = _unhex(fields["public"], KEY_BYTES)
@@ -301,10 +298,7 @@ class Directory:
 
 
 def _entries(payload: bytes) -> list[Any] | None:
-    try:
-        entries = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return None
+    entries = json_of(payload)
     return entries if isinstance(entries, list) else None
 
 
