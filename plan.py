@@ -129,14 +129,19 @@ def _policy_slips(agents: Any, place: str) -> list[Slip]:
 
 
 def _seat_slips(name: str, place: str, key: str) -> list[Slip]:
-    from agents.policy import PolicyError, load
+    from agents.card import PolicyError
+    from agents.policy import OnnxPolicy, load
 
     try:
-        taken = load(name).dispatch == "market"
+        found = load(name)
     except PolicyError as error:
         return [Slip(place, key, f"is {name}: {str(error).removeprefix('policies: ')}")]
-    rule = f"is {name}, a scheduler in place of the market, which takes no seat in it; name a policy, such as paper"
-    return [] if taken else [Slip(place, key, rule)]
+    rules = []
+    if found.dispatch != "market":
+        rules.append(f"is {name}, a scheduler in place of the market, which takes no seat in it; name a policy, such as paper")
+    if isinstance(found.policy, OnnxPolicy) and found.policy.memory:
+        rules.append(f"is {name}, which remembers; a league has no memories for its co-players; name a policy without one")
+    return [Slip(place, key, rule) for rule in rules]
 
 
 def _control_slips(agents: Any, scenario: "Scenario | None", place: str) -> list[Slip]:

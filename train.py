@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import multirun
-from agents.settings import Fixed, Learner, MappoLearner
+from agents.settings import Fixed, Learner, MappoLearner, RecurrentLearner
 from compose import CONF, SPOKEN, compose_each, help_text, resumed
 from plan import GROUPS, Plan, check
 from settings import SettingsError, Slip
@@ -149,9 +149,9 @@ def _score(config: DictConfig, folder: Path) -> float:
 
 def _refusals() -> tuple[type[Exception], ...]:
     """List the errors whose text says all that a user needs; asked for only when something was raised."""
+    from agents.card import PolicyError
     from agents.checkpoint import CheckpointError
     from agents.iterations import LearningError
-    from agents.policy import PolicyError
 
     return SettingsError, CheckpointError, PolicyError, LearningError
 
@@ -267,6 +267,7 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
         config=plan.config,
         seeds={"train": plan.top.seed, "evaluation": [plan.top.eval_first_seed, plan.top.eval_seeds]},
         source=source(),
+        control_s=plan.school.control_s,
         agent_steps=trained.steps,
         wall_s=trained.wall_s,
         wandb=tracker.where if tracker.where and tracker.where.startswith("http") else tracker.id,
@@ -280,9 +281,9 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
 def _learner(settings: Learner) -> Callable[..., "Trained"]:
     """Find what learns in a batch."""
     if isinstance(settings, MappoLearner):
-        from agents import mappo
+        from agents import mappo, recurrent
 
-        return mappo.learn
+        return recurrent.learn if isinstance(settings, RecurrentLearner) else mappo.learn
     from agents import ppo
     from envs.wwwserve.sb3 import SB3Market
 

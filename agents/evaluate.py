@@ -167,6 +167,7 @@ def _play(market: Market, policy: "Baseline", on_step: Callable[[], None] | None
     course = _Course(np.zeros(shape[:2]), [0.0], [np.array(market.accounts()["wealth"])])
     every = max(1, market.steps_per_episode // WEALTH_SAMPLES)
     rows = market.networks * market.providers
+    policy.policy.begin(market.scenario.control_s)
     for step in range(1, market.steps_per_episode + 1):
         actions = policy.policy.act(market.observations.reshape(rows, -1), market.masks.reshape(rows, -1))
         market.step(actions.reshape(shape))
@@ -288,7 +289,8 @@ def _run(composed: Any) -> None:
 
 
 def _load(settings: Settings) -> "list[Baseline]":
-    from agents.policy import PolicyError, load
+    from agents.card import PolicyError
+    from agents.policy import load
 
     policies, slips = [], []
     for i, name in enumerate(settings.policies):

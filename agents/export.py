@@ -22,16 +22,9 @@ from gymnasium.spaces import Box, MultiDiscrete
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from agents.policy import (
-    ACTION_LEVELS,
-    CARD_FILE,
-    CARD_VERSION,
-    INPUT,
-    OUTPUT,
-    POLICY_FILE,
-    OnnxPolicy,
-    PolicyError,
-)
+from agents.card import ACTION_LEVELS, CARD_FILE, CARD_VERSION, POLICY_FILE, Memory, PolicyError
+from agents.networks import RecurrentActor
+from agents.policy import INPUT, MEMORY, NEXT_MEMORY, OUTPUT, OnnxPolicy
 from agents.provenance import Source
 from agents.publish import whole_folder, write_synced, write_whole
 from market.action import ACTION_NVEC, ACTION_VERSION
@@ -40,6 +33,8 @@ from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, OBSERVATION_
 TOLERANCE = 1e-5
 """Largest difference between a logit of torch and of ONNX."""
 CHECKED_ROWS = 10_000
+CHECKED_DECISIONS = 8
+"""Of a policy that remembers: one after another, each with the memory that the one before has left."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float] | None]]]
 """Scenario -> metric -> policy -> [point, low, high], the interquartile mean over seeds and its 95 % interval; null: no value."""
@@ -55,6 +50,7 @@ class Origin:
     config: Mapping[str, Any]  # the run's resolved config, plain
     seeds: Mapping[str, Any]  # {"train": 0, "evaluation": [1000, ...]}
     source: Source
+    control_s: float  # between two decisions in training, which is the pace of a memory
     agent_steps: int
     wall_s: float  # of the training
     wandb: str | None  # address or id of the W&B run
@@ -80,7 +76,8 @@ class Actor(torch.nn.Module):
 def export(policy: torch.nn.Module, folder: str | Path, origin: Origin) -> Path:
     """Write policy.onnx and card.yaml, check them, and put them under `folder` in one move; a former policy there is replaced.
 
-    policy   of PPO or MaskablePPO with "MlpPolicy", or an actor: observation -> logits of all heads; left as it is
+    policy   of PPO or MaskablePPO with "MlpPolicy", or an actor: observation -> logits of all heads, or of agents.networks with
+             a memory; left as it is
     folder   policies_trained/NAME; its last part becomes the policy's name
     returns  folder
     errors   PolicyError for a policy of another layout, weights that are not finite, or an ONNX file that computes anything else
@@ -90,8 +87,10 @@ def export(policy: torch.nn.Module, folder: str | Path, origin: Origin) -> Path:
     content = to_onnx(actor)
     with whole_folder(target, (POLICY_FILE, CARD_FILE)) as staging:
         write_synced(staging / POLICY_FILE, content)
-        write_synced(staging / CARD_FILE, _card(target.name, origin, hashlib.sha256(content).hexdigest()).encode())
-        _compare(OnnxPolicy(staging), actor)
+        write_synced(staging / CARD_FILE, _card(target.name, origin, hashlib.sha256(content).hexdigest(), actor).encode())
+        found = gap(OnnxPolicy(staging), actor)
+        if not found <= TOLERANCE:
+            raise PolicyError(f"{target.name}: ONNX and torch must agree to {TOLERANCE:g}, got {found:g}; report this network")
     return target
 
 
@@ -107,16 +106,20 @@ def add_scores(folder: str | Path, scores: Scores) -> None:
 
 def to_onnx(actor: torch.nn.Module) -> bytes:
     """Translate an actor to one self-contained ONNX file with any number of rows; the same actor gives the same bytes."""
+    remembered = {MEMORY: actor.memory} if isinstance(actor, RecurrentActor) else {}
+    inputs = {INPUT: OBSERVATION_SIZE, **remembered}
+    rows = torch.export.Dim("n", min=1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _Quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        warnings.filterwarnings("ignore", "# The axis name: n will not be used", UserWarning)  # for a second input has it, too
         path = Path(folder) / POLICY_FILE
         torch.onnx.export(
             actor,
-            (torch.zeros(2, OBSERVATION_SIZE),),
+            tuple(torch.zeros(2, width) for width in inputs.values()),
             path,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+            input_names=list(inputs),
+            output_names=[OUTPUT, *(NEXT_MEMORY for _ in remembered)],
+            dynamic_shapes=tuple({0: rows} for _ in inputs),
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -157,8 +160,9 @@ def _check_layout(policy: SB3Policy, name: str) -> None:
         raise PolicyError(f"{name}: the policy must map {expected}, got {spaces[0]} to {spaces[1]}")
 
 
-def _card(name: str, origin: Origin, digest: str) -> str:
-    """Write the card of a policy as YAML."""
+def _card(name: str, origin: Origin, digest: str, actor: torch.nn.Module) -> str:
+    """Write the card of a policy as YAML; of memory it speaks where there is one."""
+    memory = Memory(actor.memory, float(origin.control_s))._asdict() if isinstance(actor, RecurrentActor) else None
     return _dump(
         {
             "format": CARD_VERSION,
@@ -173,6 +177,7 @@ def _card(name: str, origin: Origin, digest: str) -> str:
             "scores": plain(origin.scores),
             "observation": {"version": OBSERVATION_VERSION, "names": list(OBSERVATION_NAMES)},
             "action": {"version": ACTION_VERSION, "levels": plain(ACTION_LEVELS)},
+            **({"memory": memory} if memory else {}),
             "config": plain(origin.config),
         }
     )
@@ -182,15 +187,20 @@ def _dump(card: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(card), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
-def _compare(written: OnnxPolicy, actor: torch.nn.Module) -> None:
-    """Refuse a file whose logits are not torch's, on observations drawn over the whole table."""
+def gap(policy: OnnxPolicy, actor: torch.nn.Module) -> float:
+    """Find the largest difference of a logit or a memory from torch's, on observations drawn over the whole table."""
     low, high = (np.array([getattr(entry, end) for entry in OBSERVATION_TABLE]) for end in ("low", "high"))
-    rows = np.random.default_rng(0).uniform(low, high, (CHECKED_ROWS, OBSERVATION_SIZE)).astype(np.float32)
-    with torch.inference_mode():
-        expected = actor(torch.from_numpy(rows)).numpy()
-    gap = float(np.abs(written.logits(rows) - expected).max())
-    if not gap <= TOLERANCE:
-        raise PolicyError(f"{written.name}: logits of ONNX and torch must agree to {TOLERANCE:g}, got {gap:g}; report this network")
+    random, widest = np.random.default_rng(0), 0.0
+    held, kept = None, torch.zeros(CHECKED_ROWS, policy.memory.units if policy.memory else 0)
+    for _ in range(CHECKED_DECISIONS if policy.memory else 1):
+        rows = random.uniform(low, high, (CHECKED_ROWS, OBSERVATION_SIZE)).astype(np.float32)
+        found, held = policy.step(rows, held)
+        with torch.inference_mode():
+            seen = torch.from_numpy(rows)
+            expected, kept = actor(seen, kept) if policy.memory else (actor(seen), kept)
+        pairs = [(found, expected), *([] if held is None else [(held, kept)])]
+        widest = float(np.max([widest, *(np.abs(mine - theirs.numpy()).max() for mine, theirs in pairs)]))
+    return widest
 
 
 def _strip(model: onnx.ModelProto) -> None:

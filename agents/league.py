@@ -53,6 +53,7 @@ def member(name: str) -> Member:
 def _logits(policy: Policy) -> Callable[[Tensor], Tensor]:
     """Give the logits that a policy draws its levels from."""
     if isinstance(policy, OnnxPolicy):
+        assert policy.memory is None, f"{policy.name}: settings are checked before"
         return lambda seen: torch.from_numpy(policy.logits(seen.numpy()))
     row = torch.zeros(HEADS, LEVELS)
     if isinstance(policy, LevelsPolicy):

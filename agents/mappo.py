@@ -80,8 +80,12 @@ class Rollout:
 
 
 class Batches(NamedTuple):
-    """A rollout as gradient steps take it: groups, each a network at a decision, so that a critic sees all its providers."""
+    """A rollout as gradient steps take it: groups, each a network at a decision, so that a critic sees all its providers.
 
+    Of a learner with memory a group is a network with all its decisions: (groups, decisions, providers, ...).
+    """
+
+    group: Tensor  # (groups,) its place in the rollout
     observations: Tensor  # (groups, providers, OBSERVATION_SIZE)
     masks: Tensor  # (groups, providers, MASK_SIZE) bool
     actions: Tensor  # (groups, providers, 3)
@@ -103,13 +107,42 @@ class Mappo:
         torch.set_num_threads(settings.torch_threads)
         self.market, self.settings, self.steps = market, settings, 0
         self.random = torch.Generator().manual_seed(seed)
-        self.actor, self.critic = Actor(settings.hidden), Critic(settings.critic_hidden)
+        self.actor, self.critic = self._make_actor(), Critic(settings.critic_hidden)
         start_small(self.actor, self.actor.heads, 0.01, self.random)
         start_small(self.critic, self.critic.value, 1.0, self.random)
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), eps=1e-5)
         self.critic_adam = torch.optim.Adam(self.critic.parameters(), eps=1e-5)
         self.league = League(settings.league, market, self.random) if settings.league else None
         self._rollout = Rollout(settings.rollout, market.networks, market.providers)
+
+    # -- what a learner with memory does otherwise
+
+    def _make_actor(self) -> Actor:
+        return Actor(self.settings.hidden)
+
+    def _play(self, seen: Tensor) -> Tensor:
+        """Give the logits of a decision; (networks, providers, ...)."""
+        logits: Tensor = self.actor(seen)
+        return logits
+
+    def _end(self, ended: Tensor) -> None:
+        """Hear of the networks in which an episode has just ended, (networks,) bool."""
+
+    def _cut(self, column: Tensor) -> Tensor:
+        """Cut a column of a rollout into groups."""
+        return column.flatten(0, 1)
+
+    def _logits(self, batch: "Batches", mine: Any) -> Tensor:
+        """Give the logits of the rows `mine` of a batch again."""
+        logits: Tensor = self.actor(batch.observations[mine])
+        return logits
+
+    @property
+    def memory_parts(self) -> dict[str, nn.Linear]:
+        """Name the parts of the actor's memory, as agents.start takes them."""
+        return {}
+
+    # -- learning
 
     @property
     def policy(self) -> Actor:
@@ -119,7 +152,7 @@ class Mappo:
     def begin(self) -> None:
         """Take the weights of the policy to start from, if one is named, and seat the first strangers."""
         if self.settings.start:
-            put_start(self.settings, {"hidden": self.actor.hidden, "heads": self.actor.heads})
+            put_start(self.settings, {"hidden": self.actor.hidden, "heads": self.actor.heads}, self.memory_parts)
         if self.league:
             self.league.start(self.actor)
 
@@ -150,7 +183,7 @@ class Mappo:
             seen, masks, logits = rollout.observations[t], rollout.masks[t], rollout.logits[t]
             seen.copy_(torch.from_numpy(market.observations))
             masks.copy_(torch.from_numpy(market.masks))
-            logits.copy_(self.actor(seen))
+            logits.copy_(self._play(seen))
             if self.league:
                 rollout.own[t] = self.league.own
                 self.league.overrule(seen, logits)
@@ -160,6 +193,7 @@ class Mappo:
             rollout.ended[t] = torch.from_numpy(market.truncated)
             if market.truncated.any():
                 rollout.finals.append(torch.from_numpy(market.final_observations[market.truncated]))
+                self._end(rollout.ended[t])
                 if self.league:
                     self.league.seat(market.truncated)
             iterations.note(float(rollout.rewards[t][rollout.own[t]].mean()))
@@ -187,27 +221,28 @@ class Mappo:
             critic.scaled(returns),
             rollout.own,
         )
-        return Batches(*(part.flatten(0, 1) for part in parts))
+        columns = [self._cut(part) for part in parts]
+        return Batches(torch.arange(len(columns[0])), *columns)
 
     def _values(self, observations: Tensor) -> Tensor:
         """Values of many groups, in parts that fit the processor's caches."""
-        return torch.cat([self.critic.values(part) for part in torch.split(observations, self._groups)])
+        part = self._groups(self.settings.rollout * self.market.networks)
+        return torch.cat([self.critic.values(part) for part in torch.split(observations, part)])
 
-    @property
-    def _groups(self) -> int:
-        """Groups of a gradient step."""
-        least = -(-self.settings.minibatch // self.market.providers)
-        return minibatch_rows(self.settings.rollout * self.market.networks, least)
+    def _groups(self, count: int) -> int:
+        """Groups of a gradient step, where a rollout has `count`."""
+        return minibatch_rows(count, -(-self.settings.minibatch * count // self._rollout.rewards.numel()))
 
     def _learn(self, batches: Batches) -> dict[str, float]:
         """Take the gradient steps of an iteration."""
         sums: dict[str, Tensor] = {}
+        count, each = len(batches.target), self._groups(len(batches.target))
         for _ in range(self.settings.epochs):
-            order = torch.randperm(len(batches.target), generator=self.random)
-            for part in torch.split(order, self._groups):
+            order = torch.randperm(count, generator=self.random)
+            for part in torch.split(order, each):
                 for name, value in self._step(Batches(*(column[part] for column in batches))).items():
                     sums[name] = sums.get(name, torch.zeros(())) + value
-        steps = self.settings.epochs * len(batches.target) // self._groups
+        steps = self.settings.epochs * count // each
         means = {f"learner/{name}": float(total) / steps for name, total in sums.items()}
         return means | {"learner/explained_variance": self.explained}
 
@@ -216,7 +251,7 @@ class Mappo:
         mine: Any = batch.own if self.league else ...  # without strangers, a view of all
         value_loss = (self.critic(batch.observations)[mine] - batch.target[mine]).square().mean()
         self._descend(self.critic, self.critic_adam, value_loss)
-        chances = log_chances(self.actor(batch.observations[mine]), batch.masks[mine])
+        chances = log_chances(self._logits(batch, mine), batch.masks[mine])
         log_ratio = chosen(chances, batch.actions[mine]) - batch.log_chance[mine]
         ratio, advantage, clip = log_ratio.exp(), batch.advantage[mine], self.settings.clip
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()

@@ -41,6 +41,52 @@ class Actor(nn.Module):
         return logits
 
 
+class RecurrentActor(Actor):
+    """One provider's observation and memory -> logits of all heads and the next memory: a gated recurrent unit beside the heads.
+
+    Without `recall` it is an Actor: what is seen now reaches the heads by itself, and the memory adds what has been seen before.
+
+    source   Cho et al. 2014 (arXiv 1406.1078)
+    """
+
+    def __init__(self, hidden: Sequence[int], memory: int) -> None:
+        super().__init__(hidden)
+        self.memory = memory
+        self.seen = nn.Linear(self.heads.in_features, 3 * memory)
+        self.kept = nn.Linear(memory, 3 * memory)
+        self.recall = nn.Linear(memory, MASK_SIZE, bias=False)
+
+    def forward(self, observations: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # it asks for more
+        """(n, OBSERVATION_SIZE) and (n, memory) -> (n, MASK_SIZE) and (n, memory), that of the next decision."""
+        features = self.hidden(observations)
+        after = self._move(self.seen(features), memory)
+        return self.heads(features) + self.recall(after), after
+
+    def unroll(self, observations: Tensor, memory: Tensor, begins: Tensor) -> Tensor:
+        """Logits of whole sequences, (networks, decisions, providers, MASK_SIZE).
+
+        observations  (networks, decisions, providers, OBSERVATION_SIZE)
+        memory        (networks, providers, memory) before the first decision
+        begins        (networks, decisions) bool: an episode begins with this decision, and memory with it
+        """
+        features = self.hidden(observations)
+        seen, goes_on = self.seen(features), (~begins).to(memory.dtype)[..., None, None]
+        held = []
+        for t in range(observations.shape[1]):
+            memory = self._move(seen[:, t], memory * goes_on[:, t])
+            held.append(memory)
+        logits: Tensor = self.heads(features) + self.recall(torch.stack(held, 1))
+        return logits
+
+    def _move(self, seen: Tensor, memory: Tensor) -> Tensor:
+        """Move memory on; `seen` is what the gates make of the features, (..., 3 memory)."""
+        reset, stay, new = seen.chunk(3, -1)
+        held_reset, held_stay, held_new = self.kept(memory).chunk(3, -1)
+        candidate = (new + (reset + held_reset).sigmoid() * held_new).tanh()
+        moved: Tensor = candidate + (stay + held_stay).sigmoid() * (memory - candidate)
+        return moved
+
+
 class Critic(nn.Module):
     """The observations of all providers of a network -> the value of each provider.
 
@@ -68,10 +114,10 @@ class Critic(nn.Module):
             self.register_buffer(name, torch.tensor(start))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(n, providers, OBSERVATION_SIZE) -> (n, providers), in units of `deviation` around `mean`."""
+        """(..., providers, OBSERVATION_SIZE) -> (..., providers), in units of `deviation` around `mean`."""
         each = self.embed(observations)
-        network = self.others(torch.cat([each.mean(1), each.amax(1)], dim=-1))
-        values: Tensor = self.value(self.above(self.own(each) + network[:, None])).squeeze(-1)
+        network = self.others(torch.cat([each.mean(-2), each.amax(-2)], dim=-1))
+        values: Tensor = self.value(self.above(self.own(each) + network[..., None, :])).squeeze(-1)
         return values
 
     @property

@@ -12,33 +12,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports to its maker unless told not to
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
-from market.action import (
-    ACCEPT_LEVELS,
-    ACTION_NAMES,
-    ACTION_NVEC,
-    ACTION_VERSION,
-    COMMIT_LEVELS,
-    FORWARD_LEVELS,
-    IDLE,
-    LEVELS,
-    MASK_SIZE,
-)
-from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, OBSERVATION_VERSION
+from agents.card import CARD_FILE, POLICY_FILE, Memory, PolicyError, entry_of, memory_of, read_card
+from market.action import ACTION_NAMES, ACTION_NVEC, IDLE, LEVELS, MASK_SIZE
+from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
-CARD_VERSION = 1
-CARD_FILE, POLICY_FILE = "card.yaml", "policy.onnx"
 INPUT, OUTPUT = "observation", "logits"
+MEMORY, NEXT_MEMORY = "memory", "next_memory"
+"""What a policy that remembers takes and gives, too."""
 FOLDER = "policies_trained"
 HOUSE = Path(__file__).resolve().parents[1]
 """Where the shipped policies are, for programs that run elsewhere."""
-ACTION_LEVELS = {"accept": ACCEPT_LEVELS, "forward": FORWARD_LEVELS, "commit": COMMIT_LEVELS}
 HEADS = len(ACTION_NVEC)
 
 Actions = NDArray[np.int64]
@@ -65,17 +54,19 @@ ORT_ERRORS = (
 """What onnxruntime raises for a file that it cannot run; each derives from Exception alone."""
 
 
-class PolicyError(ValueError):
-    """A policy cannot be found, read or asked; the text names place, rule, value and way out."""
-
-
 class Policy(Protocol):
     """What acts for a provider."""
 
     name: str
 
+    def begin(self, control_s: float) -> None:
+        """Begin an episode: whatever is remembered of the one before is gone.
+
+        control_s    s between two decisions of a row
+        """
+
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Actions:
-        """Choose an action for each row.
+        """Choose an action for each row; within an episode each row is one provider's.
 
         observation  (n, OBSERVATION_SIZE) float32
         mask         (n, MASK_SIZE) int8 or bool, 1 = possible
@@ -112,6 +103,9 @@ class LevelsPolicy:
             )
         self.name = name
         self.levels = tuple(int(level) for level in levels)
+
+    def begin(self, control_s: float) -> None:
+        """See Policy.begin: nothing is remembered."""
 
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Actions:
         """See Policy.act."""
@@ -151,6 +145,9 @@ class UniformPolicy:
         self.name = "uniform"
         self._draws = _Draws(seed)
 
+    def begin(self, control_s: float) -> None:
+        """See Policy.begin: nothing is remembered, and the draws go on."""
+
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Actions:
         """See Policy.act; drawn at random."""
         allowed = _allowed(mask, len(observation))
@@ -165,7 +162,8 @@ class OnnxPolicy:
     """A trained policy on disk: FOLDER/NAME/{policy.onnx, card.yaml}.
 
     Its actions are drawn, from a seed, as they were in training: what a market teaches its players is a mixed strategy, and the
-    most probable levels alone are another, worse one.
+    most probable levels alone are another, worse one. A memory moves on at the pace at which it learned to, whatever that of
+    the decisions: those in between are made as if it moved now.
     """
 
     def __init__(self, folder: str | Path, *, sample_seed: int | None = 0) -> None:
@@ -178,16 +176,35 @@ class OnnxPolicy:
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
         self.card = read_card(self.folder)
+        self.memory = memory_of(self.card)
         self._draws = None if sample_seed is None else _Draws(sample_seed)
-        self._session = _open(self.folder / POLICY_FILE, self.card)
+        self._session = _open(self.folder / POLICY_FILE, self.card, self.memory)
+        self._held: NDArray[np.float32] | None = None  # (n, units), each row's memory; None before the first decision
+        self._calls = self._every = 0  # decisions of this episode; of how many the memory moves in one; 0: none has begun
         self._probe()
 
+    def begin(self, control_s: float) -> None:
+        """See Policy.begin; the draws go on."""
+        if self.memory:
+            self._every = max(1, round(self.memory.control_s / control_s))
+        self._held, self._calls = None, 0
+
     def logits(self, observation: np.ndarray) -> NDArray[np.float32]:
-        """Compute the logits of all three heads.
+        """Compute the logits of all three heads, with nothing remembered.
 
         observation  (n, OBSERVATION_SIZE) float32, finite
         returns      (n, MASK_SIZE) float32: 5 of accept, 5 of forward, 5 of commit
         errors       PolicyError for another shape, or for values that are not finite, going in or coming out
+        """
+        return self.step(observation, None)[0]
+
+    def step(
+        self, observation: np.ndarray, held: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Compute logits, and the memory that has moved on: (n, memory.units); None of a policy without.
+
+        observation  as in `logits`, with its errors
+        held         (n, memory.units) float32, the memory; None: nothing is remembered
         """
         rows = np.ascontiguousarray(observation, np.float32)
         if rows.ndim != 2 or rows.shape[1] != OBSERVATION_SIZE:
@@ -197,22 +214,44 @@ class OnnxPolicy:
             raise PolicyError(
                 f"{self.name}: observation must be finite, got {rows[row, entry]} in row {row}, {OBSERVATION_NAMES[entry]}"
             )
-        out: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: rows})[0]
+        if self.memory is None:
+            return self._finite(self._session.run([OUTPUT], {INPUT: rows})[0], OUTPUT), None
+        if held is None:
+            held = np.zeros((len(rows), self.memory.units), np.float32)
+        logits, after = self._session.run([OUTPUT, NEXT_MEMORY], {INPUT: rows, MEMORY: held})
+        return self._finite(logits, OUTPUT), self._finite(after, NEXT_MEMORY)
+
+    def _finite(self, out: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         if not np.isfinite(out).all():
             raise PolicyError(
-                f"{self.folder / POLICY_FILE}: logits must be finite, got {out[~np.isfinite(out)][0]}; export it again"
+                f"{self.folder / POLICY_FILE}: {name} must be finite, got {out[~np.isfinite(out)][0]}; export it again"
             )
         return out
 
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Actions:
-        """See Policy.act; as `logits` for errors."""
-        logits = self.logits(observation)
+        """See Policy.act; as `logits` for errors, and PolicyError for a policy that remembers and is not told of the episode."""
+        if self.memory:
+            self._check_episode(len(observation))
+        logits, after = self.step(observation, self._held)
         allowed = _allowed(mask, len(logits))
+        if self.memory:
+            self._held = after if self._calls % self._every == 0 else self._held
+            self._calls += 1
         score = logits.reshape(-1, HEADS, LEVELS)
         if self._draws is None:
             return _best(score, allowed)
         noise = next(self._draws).gumbel(size=score.shape)  # the greatest score after Gumbel noise is a draw of the softmax
         return _best(score + noise, allowed)
+
+    def _check_episode(self, count: int) -> None:
+        """Refuse rows whose memory is not known."""
+        if self._every == 0:
+            raise PolicyError(f"{self.name}: remembers, so it must hear where an episode begins; call begin(control_s) before act")
+        if self._held is not None and len(self._held) != count:
+            raise PolicyError(
+                f"{self.name}: remembers {len(self._held)} rows of this episode, and is asked about {count}; ask about the same "
+                "rows until the episode ends, and call begin(control_s) where another begins"
+            )
 
     def prepare(self) -> None:
         """See Policy.prepare."""
@@ -223,7 +262,9 @@ class OnnxPolicy:
         """Ask at the corners of the observation space, where a weight that is not a number shows."""
         corners = [np.full(OBSERVATION_SIZE, value) for value in (0.0, 1.0, -1.0, 0.5)]
         rows = np.stack([*corners, np.linspace(-1, 1, OBSERVATION_SIZE), np.linspace(1, -1, OBSERVATION_SIZE)])
-        self.logits(rows.astype(np.float32))
+        _, held = self.step(rows.astype(np.float32), None)
+        if held is not None:
+            self.step(rows.astype(np.float32), held)
 
 
 def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
@@ -259,31 +300,6 @@ def learned(folder: str | Path, *, sample_seed: int | None = 0) -> Baseline:
     return Baseline(policy.name, "policy", "market", policy)
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """Read a policy's card and check that this build can serve the policy.
-
-    errors  PolicyError for a missing or damaged card and for another observation or action layout
-    """
-    path = folder / CARD_FILE
-    if not path.is_file():
-        raise PolicyError(f"{path}: does not exist; a policy is a folder with {POLICY_FILE} and {CARD_FILE}, written by train.py")
-    try:
-        card = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)  # the other takes 0.1 s
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{path}: is not YAML ({str(error).splitlines()[0]}); export the policy again") from error
-    way_out = f"retrain it or check out {_entry(path, card, 'commit')}"
-    _expect(path, card, "format", CARD_VERSION, way_out)
-    steps = _entry(path, card, "training.agent_steps")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise PolicyError(f"{path}: training.agent_steps must be an integer >= 0, got {steps!r}; export the policy again")
-    _expect(path, card, "observation.version", OBSERVATION_VERSION, way_out)
-    _expect(path, card, "observation.names", list(OBSERVATION_NAMES), way_out)
-    _expect(path, card, "action.version", ACTION_VERSION, way_out)
-    for head in ACTION_NAMES:
-        _expect(path, card, f"action.levels.{head}", list(ACTION_LEVELS[head]), way_out)
-    return dict(card)
-
-
 def _named(name: str, seed: int) -> Baseline:
     brain, dispatch = KINDS[name]
     return Baseline(name, brain, dispatch, UniformPolicy(seed) if name == "uniform" else LevelsPolicy(name))
@@ -307,12 +323,12 @@ def _did_you_mean(text: str) -> str:
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}, or give a folder"
 
 
-def _open(path: Path, card: Mapping[str, Any]) -> Any:
+def _open(path: Path, card: Mapping[str, Any], memory: Memory | None) -> Any:
     """Open an ONNX file in one thread: a policy is too small for more, and a node has other work."""
     if not path.is_file():
         raise PolicyError(f"{path}: does not exist; a policy is a folder with {POLICY_FILE} and {CARD_FILE}, written by train.py")
     content = path.read_bytes()
-    expected = _entry(path.parent / CARD_FILE, card, "policy_sha256")
+    expected = entry_of(path.parent / CARD_FILE, card, "policy_sha256")
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise PolicyError(
@@ -325,39 +341,18 @@ def _open(path: Path, card: Mapping[str, Any]) -> Any:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise PolicyError(f"{path}: is not a whole ONNX file ({str(error).splitlines()[0]}); export it again") from error
-    for kind, nodes, name, width in (
-        ("input", session.get_inputs(), INPUT, OBSERVATION_SIZE),
-        ("output", session.get_outputs(), OUTPUT, MASK_SIZE),
+    remembered = memory.units if memory else 0
+    for kind, nodes, widths in (
+        ("input", session.get_inputs(), {INPUT: OBSERVATION_SIZE, MEMORY: remembered}),
+        ("output", session.get_outputs(), {OUTPUT: MASK_SIZE, NEXT_MEMORY: remembered}),
     ):
         shapes = [(node.name, node.type, node.shape[1:], isinstance(node.shape[0], int)) for node in nodes]
-        if shapes != [(name, "tensor(float)", [width], False)]:
+        wanted = {name: width for name, width in widths.items() if width}
+        if shapes != [(name, "tensor(float)", [width], False) for name, width in wanted.items()]:
+            rule = " and ".join(f"{name}, float of shape (n, {width})" for name, width in wanted.items())
             got = ", ".join(f"{node.name} {node.type} {node.shape}" for node in nodes)
-            raise PolicyError(f"{path}: {kind} must be {name}, float of shape (n, {width}), got {got}; export it again")
+            raise PolicyError(f"{path}: {kind} must be {rule}, got {got}; export it again")
     return session
-
-
-def _entry(path: Path, card: Any, key: str) -> Any:
-    """Look up key.key in a card."""
-    value = card
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise PolicyError(f"{path}: has no {key}; export the policy again")
-        value = value[part]
-    return value
-
-
-def _expect(path: Path, card: Any, key: str, expected: Any, way_out: str) -> None:
-    """Refuse a card whose entry is not what this build makes."""
-    found = _entry(path, card, key)
-    if isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected):
-        for place, (a, b) in enumerate(zip(found, expected, strict=True)):
-            if a != b:
-                raise PolicyError(f"{path}: {key}[{place}] is {a}, this build makes {b}; {way_out}")
-    elif isinstance(expected, list):
-        count = len(found) if isinstance(found, list) else 0
-        raise PolicyError(f"{path}: {key} has {count} entries, this build makes {len(expected)}; {way_out}")
-    elif found != expected:
-        raise PolicyError(f"{path}: {key} is {found}, this build makes {expected}; {way_out}")
 
 
 def _allowed(mask: np.ndarray, count: int) -> NDArray[np.bool_]:

@@ -115,7 +115,7 @@ class Sb3:
         """Take the weights of the policy to start from, if one is named."""
         if self.settings.start:
             policy = self.model.policy
-            put_start(self.settings, {"hidden": policy.mlp_extractor.policy_net, "heads": policy.action_net})
+            put_start(self.settings, {"hidden": policy.mlp_extractor.policy_net, "heads": policy.action_net}, {})
 
     def go_on(self, iterations: Iterations) -> None:
         """Let SB3 learn; what torch says of weights that are no numbers any more becomes a LearningError."""

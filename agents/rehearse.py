@@ -106,6 +106,7 @@ def play(stage: Stage, policy: "Baseline", *, replays: int) -> dict[str, Any]:
     places, apart = _places(batch, stage), stage.scenario.delay_s
     rows, shape = replays * batch.providers, (replays, batch.providers, len(ACTION_NVEC))
     chosen = np.zeros((replays, len(ACTION_NVEC), LEVELS), np.int64)
+    policy.policy.begin(stage.scenario.control_s)
     for _ in range(batch.steps_per_episode):
         actions = policy.policy.act(batch.observations.reshape(rows, -1), batch.masks.reshape(rows, -1)).reshape(shape)
         batch.step(actions)
@@ -269,7 +270,8 @@ def _profile(name: str, key: str) -> "tuple[str, Profile]":
 
 def _load(settings: Settings) -> "list[Baseline]":
     """Load the policies; two of one name cannot be told apart in the file."""
-    from agents.policy import PolicyError, load
+    from agents.card import PolicyError
+    from agents.policy import load
 
     policies, slips = [], []
     for i, name in enumerate(settings.policies):

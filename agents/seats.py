@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from agents.policy import Actions, Baseline, PolicyError
+from agents.card import PolicyError
+from agents.policy import Actions, Baseline
 
 
 class Seated:
@@ -29,6 +30,11 @@ class Seated:
             parties.setdefault(id(visitor), (visitor, []))[1].append(seat)
         self._parties = [(visitor, np.array(seats)) for visitor, seats in parties.values()]
 
+    def begin(self, control_s: float) -> None:
+        """See Policy.begin."""
+        for party in self._everybody():
+            party.policy.begin(control_s)
+
     def act(self, observation: np.ndarray, mask: np.ndarray) -> Actions:
         """See Policy.act; the rows of all providers of all networks."""
         out = self._residents.policy.act(observation, mask)
@@ -40,8 +46,11 @@ class Seated:
 
     def prepare(self) -> None:
         """See Policy.prepare."""
-        for party in (self._residents, *(visitor for visitor, _ in self._parties)):
+        for party in self._everybody():
             party.policy.prepare()
+
+    def _everybody(self) -> list[Baseline]:
+        return [self._residents, *(visitor for visitor, _ in self._parties)]
 
 
 def seat(residents: Baseline, visitors: Mapping[int, Baseline], providers: int) -> Baseline:

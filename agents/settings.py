@@ -69,7 +69,7 @@ class LeagueSettings:
 class MappoLearner(Learner):
     """Our own learner: action masks, and a critic that sees all providers of a network."""
 
-    name: Literal["mappo", "league"]
+    name: Literal["mappo", "league", "recurrent"]
     critic_hidden: Layers
     critic_learning_rate: Annotated[float, Range(1e-9, 1, "")]
     warmup: Annotated[int, Range(0, 10**12, "agent-steps")]
@@ -78,6 +78,20 @@ class MappoLearner(Learner):
     def __post_init__(self) -> None:
         if not self.critic_hidden:
             raise ValueError("critic_hidden must name at least one layer, which embeds a provider; got []")
+
+
+@dataclass(frozen=True)
+class RecurrentLearner(MappoLearner):
+    """Our own learner, of a policy that remembers."""
+
+    memory: Annotated[int, Range(1, 4096, "units")]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.league is not None:
+            raise ValueError(
+                "league must be null: past selves would need memories of their own; take agents=league for one without"
+            )
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class LocalTracking:
     name: Literal["tensorboard", "csv", "none"]
 
 
-Agents = SB3Learner | MappoLearner | Baseline | Fixed
+Agents = SB3Learner | MappoLearner | RecurrentLearner | Baseline | Fixed
 Tracking = Wandb | LocalTracking
 
 _AGENTS: dict[str, type[Agents]] = {
@@ -124,6 +138,7 @@ _AGENTS: dict[str, type[Agents]] = {
     "maskable_ppo": SB3Learner,
     "mappo": MappoLearner,
     "league": MappoLearner,
+    "recurrent": RecurrentLearner,
     "single": Baseline,
     "paper": Baseline,
     "uniform": Baseline,

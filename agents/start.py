@@ -10,22 +10,26 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from agents.export import CHECKED_ROWS, TOLERANCE
-from agents.policy import POLICY_FILE, OnnxPolicy, PolicyError, folder_of
+from agents.card import POLICY_FILE, PolicyError
+from agents.export import TOLERANCE, gap
+from agents.networks import RecurrentActor
+from agents.policy import OnnxPolicy, folder_of
 from agents.settings import Learner
-from market.observation import OBSERVATION_SIZE
 
 
-def put_start(settings: Learner, parts: Mapping[str, torch.nn.Module]) -> None:
+def put_start(settings: Learner, parts: Mapping[str, torch.nn.Module], memory: Mapping[str, torch.nn.Linear]) -> None:
     """Put the weights of the policy `settings.start` into an actor.
 
     parts    "hidden", the layers before the last, and "heads", the last one
+    memory   "seen", "kept" and "recall" of agents.networks.RecurrentActor, or nothing; from a policy that remembers nothing they
+             are left as they are, but for "recall", which becomes 0: the actor then acts as that policy
     errors   PolicyError for a policy that is not there, cannot be served, or has other layers than `settings.hidden`
     """
     policy = OnnxPolicy(_folder(str(settings.start)))
+    _check_memory(policy, memory["recall"].in_features if memory else 0)
     weights = read_weights(policy)
     sizes = [len(weights[name]) for name in weights if name.startswith("hidden.") and name.endswith(".bias")]
-    actor = torch.nn.ModuleDict(dict(parts))
+    actor = torch.nn.ModuleDict({**parts, **(memory if policy.memory else {})})
     expected = {name: tuple(tensor.shape) for name, tensor in actor.state_dict().items()}
     if expected != {name: value.shape for name, value in weights.items()}:
         raise PolicyError(
@@ -33,15 +37,33 @@ def put_start(settings: Learner, parts: Mapping[str, torch.nn.Module]) -> None:
             f"write agents.hidden={str(sizes).replace(' ', '')}, or start from another policy"
         )
     actor.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
-    rows = np.random.default_rng(0).uniform(-1, 1, (CHECKED_ROWS, OBSERVATION_SIZE)).astype(np.float32)
-    with torch.inference_mode():
-        found = actor["heads"](actor["hidden"](torch.from_numpy(rows))).numpy()
-    gap = float(np.abs(policy.logits(rows) - found).max())
-    if not gap <= TOLERANCE:
+    if memory and not policy.memory:
+        torch.nn.init.zeros_(memory["recall"].weight)
+    found = gap(policy, _whole(actor, settings, policy))
+    if not found <= TOLERANCE:
         raise PolicyError(
-            f"agents.start: the layers of {policy.name} compute something else in this learner (logits differ by {gap:g}); "
-            "start from a policy of agents=ppo, maskable_ppo, mappo or league"
+            f"agents.start: the layers of {policy.name} compute something else in this learner (logits differ by {found:g}); "
+            "start from a policy of agents=ppo, maskable_ppo, mappo, league or recurrent"
         )
+
+
+def _check_memory(policy: OnnxPolicy, units: int) -> None:
+    """Refuse a policy that remembers otherwise than the learner, which has so many units, 0 for none."""
+    if policy.memory and policy.memory.units != units:
+        mine = f"agents.memory is {units}" if units else "this learner remembers nothing"
+        raise PolicyError(
+            f"agents.start: {policy.name} remembers with {policy.memory.units} units, and {mine}; "
+            f"write agents=recurrent agents.memory={policy.memory.units}, or start from another policy"
+        )
+
+
+def _whole(actor: torch.nn.ModuleDict, settings: Learner, policy: OnnxPolicy) -> torch.nn.Module:
+    """Put the parts of an actor together."""
+    if policy.memory is None:
+        return torch.nn.Sequential(actor["hidden"], actor["heads"])
+    whole = RecurrentActor(settings.hidden, policy.memory.units)
+    whole.load_state_dict(actor.state_dict())
+    return whole
 
 
 def read_weights(policy: OnnxPolicy) -> dict[str, NDArray[np.float32]]:

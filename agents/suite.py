@@ -199,7 +199,7 @@ def _levels(policy: str) -> list[str]:
 
 def _cell(code: str, folder: Path, cell: Cell) -> Cell:
     """Check a cell and name its file by all that its numbers depend on."""
-    from agents.policy import PolicyError
+    from agents.card import PolicyError
 
     place, key = f"conf/suite/{cell.suite}.yaml", f"experiments.{cell.experiment}.{cell.entrant}"
     try:
@@ -239,7 +239,8 @@ def entrant(cell: Cell, providers: int) -> Any:
 
 def _digests(cell: Cell) -> list[str]:
     """Digest the trained policies of a cell."""
-    from agents.policy import POLICY_FILE, folder_of
+    from agents.card import POLICY_FILE
+    from agents.policy import folder_of
 
     folders = [folder_of(name) for name in (cell.policy, *cell.visitors)]
     return [hashlib.sha256((folder / POLICY_FILE).read_bytes()).hexdigest() for folder in folders if folder]

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.policy import CARD_FILE, FOLDER, HOUSE, PolicyError, learned, read_card
+from agents.card import CARD_FILE, PolicyError, read_card
+from agents.policy import FOLDER, HOUSE, learned
 from agents.statistics import Estimate, estimate
 
 METRIC = "slo_attainment"

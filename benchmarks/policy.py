@@ -17,8 +17,9 @@ import numpy as np
 import onnxruntime
 import torch
 
+from agents.card import CARD_FILE, POLICY_FILE
 from agents.export import Actor, Origin, export
-from agents.policy import CARD_FILE, FOLDER, INPUT, OUTPUT, POLICY_FILE, OnnxPolicy
+from agents.policy import FOLDER, INPUT, OUTPUT, OnnxPolicy
 from agents.ppo import build
 from agents.provenance import source
 from benchmarks.measure import ROOT, child, report, show, spread
@@ -27,6 +28,7 @@ from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 
 CHECKED_ROWS = 10_000
+CONTROL_S = 5.0  # between decisions of a node
 BLOCK = 100
 IMPORT = """
 import json, sys, time
@@ -80,6 +82,8 @@ def calls_of(folder: Path) -> tuple[dict[str, Callable[[np.ndarray], Any]], dict
     mask = np.ones((1, MASK_SIZE), np.int8)
     mask[0, 1:5] = 0
     drawn, prepared, greedy = OnnxPolicy(folder), OnnxPolicy(folder), OnnxPolicy(folder, sample_seed=None)
+    for one in (drawn, prepared, greedy):
+        one.begin(CONTROL_S)
     calls = {
         "ONNX forward": forward_of(folder),
         "act, greedy": lambda row: greedy.act(row, mask),
@@ -94,7 +98,7 @@ def fresh(folder: Path) -> tuple[Path, Any]:
     model = build(NothingVec(1), settings_of("ppo", 1), seed=0)
     with torch.no_grad():  # an untrained head is a hundredth of that, and so would be the differences that are looked for
         model.policy.action_net.weight.mul_(100.0)
-    origin = Origin({}, {}, source(), 0, 0.0, None, "python -m benchmarks.policy", {})
+    origin = Origin({}, {}, source(), CONTROL_S, 0, 0.0, None, "python -m benchmarks.policy", {})
     return export(model.policy, folder / "fresh", origin), model
 
 

@@ -123,7 +123,7 @@ def _more(module: object) -> str:
 
 def _slips() -> tuple[type[Exception], ...]:
     """Errors whose text is for the user: it names place, rule, value and way out."""
-    from agents.policy import PolicyError
+    from agents.card import PolicyError
     from live_bridge.identity import IdentityError
     from live_bridge.peers.addresses import AddressError
     from live_bridge.peers.users import UsersError

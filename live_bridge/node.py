@@ -139,11 +139,11 @@ class Node:
         life = assembly.next_life(self._home)
         setup = Setup(self.identity.id, terms, profile, settings.slo_s, settings.tick_s, key, life, settings.duels.deadline_s)
         seed = key & 0x7FFF_FFFF
-        head = header(setup, asdict(terms), asdict(profile), settings.policy, seed)
+        head = header(setup, asdict(terms), asdict(profile), settings.policy, settings.control_s, seed)
         soon = asyncio.get_running_loop().call_soon
         self.journal = Journal(self._home / "journal.jsonl", head, soon, self._disk_failed)
         self.core = Core(Brain(setup), self.clock, self.journal, settings.network)
-        self.pilot = Pilot(settings.policy, seed)
+        self.pilot = Pilot(settings.policy, settings.control_s, seed)
         self.named()
         backend = settings.backend
         self.watcher = assembly.watcher_of(settings, self.client, self.engine_url, self.clock, self.metrics.reading)

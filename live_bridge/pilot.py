@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.policy import CARD_FILE, ORT_ERRORS, POLICY_FILE, Baseline, Policy, PolicyError, folder_of, load
+from agents.card import CARD_FILE, POLICY_FILE, PolicyError
+from agents.policy import ORT_ERRORS, Baseline, Policy, folder_of, load
 
 PATIENCE_S = 0.05
 """Seconds on the wall that a decision may take: it is some microseconds of work."""
@@ -36,8 +37,8 @@ class Verdict(NamedTuple):
 class Pilot:
     """A policy behind a fence."""
 
-    def __init__(self, name: str, seed: int = 0) -> None:
-        """Load a policy by name or folder.
+    def __init__(self, name: str, control_s: float, seed: int = 0) -> None:
+        """Load a policy by name or folder, to be asked each `control_s` market seconds.
 
         errors   PolicyError
         """
@@ -45,9 +46,9 @@ class Pilot:
         """Hears of a decision that came after its time: the paper's rules have steered until then."""
         self.loads = 0
         """How many policies were in force before this one."""
-        self._seed = seed
+        self._control_s, self._seed = control_s, seed
         self._stalled: asyncio.Future[Verdict] | None = None
-        self.baseline = fenced(name, seed)
+        self.baseline = fenced(name, control_s, seed)
         self._thread = Asking()
 
     @property
@@ -67,7 +68,7 @@ class Pilot:
 
         errors   PolicyError
         """
-        return fenced(name, self._seed)
+        return fenced(name, self._control_s, self._seed)
 
     def take(self, baseline: Baseline) -> None:
         """Put a policy in force that was read; what the old one may still say is not heard, and its thread is its own to stall."""
@@ -153,10 +154,11 @@ def ask(policy: Policy, observation: np.ndarray, mask: np.ndarray) -> Verdict:
     return Verdict((chosen[0], chosen[1], chosen[2]), None)
 
 
-def fenced(name: str, seed: int) -> Baseline:
-    """Load a policy that a node can follow; its files are looked at before they are read.
+def fenced(name: str, control_s: float, seed: int) -> Baseline:
+    """Load a policy that a node can follow, with nothing remembered; its files are looked at before they are read.
 
-    errors   PolicyError
+    control_s   market seconds between two decisions
+    errors      PolicyError
     """
     folder = folder_of(name)
     if folder is not None:
@@ -170,6 +172,7 @@ def fenced(name: str, seed: int) -> Baseline:
         raise PolicyError(
             f"policy: {found.name} is a scheduler that sees all nodes at once; a node can follow paper, single or a trained one"
         )
+    found.policy.begin(control_s)
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from agents.policy import PolicyError
+from agents.card import PolicyError
 from live_bridge.config import NodeSettings, leaves
 from live_bridge.log import LEVELS
 from live_bridge.peers.users import UsersError

@@ -14,7 +14,7 @@ from market.profile import Profile
 from market.terms import Terms
 from settings import read as read_settings
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Replayed(NamedTuple):
@@ -26,14 +26,17 @@ class Replayed(NamedTuple):
     brain: Brain
 
 
-def header(setup: Setup, terms: dict[str, Any], profile: dict[str, Any], policy: str, seed: int) -> dict[str, Any]:
-    """The journal's first line: all that a mind is made of."""
+def header(
+    setup: Setup, terms: dict[str, Any], profile: dict[str, Any], policy: str, control_s: float, seed: int
+) -> dict[str, Any]:
+    """The journal's first line: all that a mind is made of, and how its policy was asked."""
     return {
         "format": FORMAT,
         **setup._asdict(),
         "terms": terms,
         "profile": profile,
         "policy": policy,
+        "control_s": control_s,
         "seed": seed,
     }
 
@@ -54,20 +57,20 @@ def setup_of(head: dict[str, Any], place: str) -> Setup:
 class Witness:
     """A policy that is asked again what it was asked then."""
 
-    def __init__(self, name: str, seed: int) -> None:
-        """Take the policy's name or folder, and the seed of its draws.
+    def __init__(self, name: str, control_s: float, seed: int) -> None:
+        """Take the policy's name or folder, the market seconds between decisions, and the seed of its draws.
 
         errors   PolicyError
         """
-        self._name, self._seed = name, seed
+        self._as_then = name, control_s, seed
         self._loads = 0
-        self._policy = fenced(name, seed).policy
+        self._policy = fenced(*self._as_then).policy
         self._chosen: list[int] | None = None
 
     def asked(self, loads: int, brain: Brain) -> None:
-        """Ask; a node that has loaded its policy anew has begun its draws anew."""
+        """Ask; a node that has loaded its policy anew has begun its draws and its memory anew."""
         if loads != self._loads:
-            self._loads, self._policy = loads, fenced(self._name, self._seed).policy
+            self._loads, self._policy = loads, fenced(*self._as_then).policy
         action = ask(self._policy, *brain.seen).action
         self._chosen = None if action is None else list(action)
 
@@ -87,7 +90,7 @@ def replay(lines: Iterator[Any], place: str, policy: str | None = None) -> Repla
     if not isinstance(head, dict):
         raise Slipped(f"{place}: does not begin with a journal's header")
     brain = Brain(setup_of(head, place))
-    witness = Witness(policy, head["seed"]) if policy else None
+    witness = Witness(policy, head["control_s"], head["seed"]) if policy else None
     events = decisions = 0
     for number, (event, commands) in enumerate(lines, 2):
         found = brain.on(event)

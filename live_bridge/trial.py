@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from agents.policy import CARD_FILE, POLICY_FILE, PolicyError, folder_of
+from agents.card import CARD_FILE, POLICY_FILE, PolicyError
+from agents.policy import folder_of
 from live_bridge.pilot import ask, fenced, look_at
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
@@ -21,6 +22,8 @@ PATIENCE_S = 10.0
 MEMORY_BYTES = 4 << 30
 """Of address space, of which the libraries take the most."""
 CPU_S = 8
+CONTROL_S = 5.0
+"""Market seconds between decisions: of no weight, since it is asked once."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -88,7 +91,7 @@ def main(words: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        policy = fenced(words[0], 0).policy
+        policy = fenced(words[0], CONTROL_S, 0).policy
     except PolicyError as error:
         sys.stdout.write(f"{error}\n")
         return 2

@@ -23,7 +23,8 @@ from hydra._internal.utils import get_args_parser
 from PIL import Image
 
 from agents import metrics
-from agents.policy import CARD_FILE, FOLDER, POLICY_FILE, learned
+from agents.card import CARD_FILE, POLICY_FILE
+from agents.policy import FOLDER, learned
 from market.action import ACTION_VERSION, MASK_SIZE
 from market.observation import OBSERVATION_SIZE, OBSERVATION_VERSION
 from train import check_command_line

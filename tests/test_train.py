@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from stand_ins import card_of, counting_onnx
 
 import train as program
+from agents.card import CARD_FILE, POLICY_FILE
 from compose import CONF, compose, compose_each, resumed
 from settings import SettingsError
 
@@ -78,6 +80,8 @@ SLIPS = {
     "agents=league agents.league.pool=[paper,central]": "command line: agents.league.pool[1] is central, a scheduler in place of",
     "agents=league agents.league.seats=2": "command line: agents.league.seats must be a share in [0, 1], got 2",
     "agents=league agents.league.poool=[]": "command line: agents.league.poool is not a setting; did you mean pool?",
+    "agents=recurrent agents.memory=0": "command line: agents.memory must be an integer in [1, 4096] units, got 0",
+    "agents=mappo agents.memory=8": "command line: agents.memory is not a setting",
     "agents=mappo agents.vf_coef=1": "command line: agents.vf_coef is not a setting",
     "agents.start=nobody": "command line: agents.start is nobody, and there is no such trained policy",
     "agents.control_s=7": "command line: agents.control_s must be a multiple of tick_s = 1 that divides horizon_s = 900, got 7",
@@ -191,6 +195,17 @@ def test_every_shipped_choice_is_good(agents: str, tracking: str) -> None:
     assert plan.name == f"{agents}_wwwserve" and plan.agents.name == agents and plan.tracking.name == tracking
 
 
+def test_a_league_refuses_a_policy_that_remembers(tmp_path: Path) -> None:
+    folder, content = tmp_path / "counting", counting_onnx()
+    folder.mkdir()
+    (folder / POLICY_FILE).write_bytes(content)
+    card = {**card_of(content), "memory": {"units": 1, "control_s": 20.0}}
+    (folder / CARD_FILE).write_text(yaml.safe_dump(card), encoding="utf-8")
+    composed = compose(["agents=league", f"agents.league.pool=[paper,{folder}]"])
+    with pytest.raises(SettingsError, match=r"league\.pool\[1\] is .*counting, which remembers; .*; name a policy without one"):
+        program.check(composed.values, composed.files)
+
+
 @pytest.mark.parametrize("env", sorted(file.stem for file in (CONF / "env").glob("*.yaml")))
 def test_every_shipped_scenario_is_good_and_named_like_its_file(env: str) -> None:
     composed = compose([f"env={env}"])
@@ -267,7 +282,7 @@ def weights(result: program.Result) -> bytes:
     return (result.policy / "policy.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("agents", ["ppo", "maskable_ppo", "mappo", "league"])
+@pytest.mark.parametrize("agents", ["ppo", "maskable_ppo", "mappo", "league", "recurrent"])
 def test_the_whole_loop_from_python(tmp_path: Path, agents: str) -> None:
     pytest.importorskip("envs.wwwserve.sb3")
     result = run(tmp_path, f"agents={agents}")
@@ -281,7 +296,7 @@ def test_the_whole_loop_from_python(tmp_path: Path, agents: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.npz", "config.yaml", "report.png", "evaluation.json"}
 
 
-@pytest.mark.parametrize("agents", ["ppo", "mappo", "league"])
+@pytest.mark.parametrize("agents", ["ppo", "mappo", "league", "recurrent"])
 def test_a_resumed_run_of_the_real_market_equals_one_that_never_stopped(tmp_path: Path, agents: str) -> None:
     pytest.importorskip("envs.wwwserve.sb3")
     words = [f"agents={agents}", "agents.schedule=constant"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from stand_ins import card_of, linear_onnx
 
-from agents.policy import CARD_FILE, POLICY_FILE
+from agents.card import CARD_FILE, POLICY_FILE
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 

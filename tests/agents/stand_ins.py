@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from agents.policy import ACTION_LEVELS
+from agents.card import ACTION_LEVELS
 from market.action import ACTION_VERSION, MASK_SIZE
 from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, OBSERVATION_VERSION
 
@@ -20,6 +20,38 @@ def linear_onnx(weight: np.ndarray, bias: np.ndarray, *, rows: str | int = "n", 
         [helper.make_tensor_value_info("observation", TensorProto.FLOAT, [rows, weight.shape[0]])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, [rows, weight.shape[1]])],
         [numpy_helper.from_array(weight.astype(np.float32), "weight"), numpy_helper.from_array(bias.astype(np.float32), "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def counting_onnx(step: float = 1.0) -> bytes:
+    """A policy whose memory grows by `step` and the first entry of what it sees, and whose levels are what it has counted to."""
+    given = {
+        "step": np.array([step]),
+        "first": np.eye(OBSERVATION_SIZE)[:, :1],
+        "levels": np.tile(np.arange(5.0), 3),
+        "sharpness": np.array([-50.0]),
+        "most": np.array([9.0]),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["observation", "first"], ["extra"]),
+        helper.make_node("Add", ["extra", "step"], ["more"]),
+        helper.make_node("Add", ["memory", "more"], ["next_memory"]),
+        helper.make_node("Min", ["next_memory", "most"], ["count"]),
+        helper.make_node("Sub", ["levels", "count"], ["apart"]),
+        helper.make_node("Mul", ["apart", "apart"], ["square"]),
+        helper.make_node("Mul", ["square", "sharpness"], ["logits"]),
+    ]
+    widths = {"observation": OBSERVATION_SIZE, "memory": 1, "logits": MASK_SIZE, "next_memory": 1}
+    ends = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name, width in widths.items()}
+    graph = helper.make_graph(
+        nodes,
+        "policy",
+        [ends["observation"], ends["memory"]],
+        [ends["logits"], ends["next_memory"]],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in given.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)

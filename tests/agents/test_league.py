@@ -12,12 +12,13 @@ from test_export import ORIGIN
 from test_mappo import ROWS, SETTINGS, Notes, iterations, same, stored, train, weights
 
 from agents import checkpoint as disk
+from agents.card import PolicyError
 from agents.checkpoint import CheckpointError
 from agents.export import export
 from agents.league import IDLE, NOBODY, WANTED, League, member
 from agents.mappo import Mappo
 from agents.networks import Actor, draw
-from agents.policy import OnnxPolicy, PolicyError
+from agents.policy import OnnxPolicy
 from agents.settings import LeagueSettings
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE

@@ -12,17 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_ins import linear_onnx
 
-from agents.policy import (
-    CARD_FILE,
-    POLICY_FILE,
-    LevelsPolicy,
-    OnnxPolicy,
-    Policy,
-    PolicyError,
-    UniformPolicy,
-    _Draws,
-    load,
-)
+from agents.card import CARD_FILE, POLICY_FILE, PolicyError
+from agents.policy import LevelsPolicy, OnnxPolicy, Policy, UniformPolicy, _Draws, load
 from market.action import ACTION_NVEC, IDLE, MASK_SIZE
 from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE, OBSERVATION_VERSION
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from stand_ins import SmallMarket
 
 from agents import protocol
+from agents.card import CARD_FILE
 from agents.evaluate import evaluate
 from agents.export import add_scores
 from agents.metrics import METRICS
-from agents.policy import CARD_FILE, load
+from agents.policy import load
 from agents.scores import SHOWN, Evaluation, marl_eval, table, to_json, write_json
 
 NAMES = ("single", "paper", "paper_central", "central", "uniform")

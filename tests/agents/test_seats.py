@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from agents.policy import Baseline, LevelsPolicy, PolicyError, load
+from agents.card import PolicyError
+from agents.policy import Baseline, LevelsPolicy, load
 from agents.seats import pins, seat
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE

@@ -14,9 +14,9 @@ from test_mappo import train as train_mappo
 from test_ppo import train as train_ppo
 
 from agents import checkpoint as disk
+from agents.card import PolicyError
 from agents.export import export
 from agents.networks import Actor
-from agents.policy import PolicyError
 from agents.start import put_start
 
 
@@ -34,7 +34,7 @@ def published(
 def test_an_actor_starts_as_the_policy_on_disk(tmp_path: Path) -> None:
     expert, folder = published(tmp_path, (16, 8, 4))
     actor = Actor((16, 8, 4))
-    put_start(replace(SETTINGS, start=folder, hidden=(16, 8, 4)), {"hidden": actor.hidden, "heads": actor.heads})
+    put_start(replace(SETTINGS, start=folder, hidden=(16, 8, 4)), {"hidden": actor.hidden, "heads": actor.heads}, {})
     assert all(torch.equal(value, actor.state_dict()[name]) for name, value in expert.state_dict().items())
 
 

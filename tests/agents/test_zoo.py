@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from agents import zoo
-from agents.policy import CARD_FILE, FOLDER, HOUSE, POLICY_FILE, PolicyError
+from agents.card import CARD_FILE, POLICY_FILE, PolicyError
+from agents.policy import FOLDER, HOUSE
 
 SHIPPED = HOUSE / FOLDER
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
-from stand_ins import card_of, linear_onnx
+from stand_ins import card_of, counting_onnx, linear_onnx
 
-from agents.policy import CARD_FILE, POLICY_FILE
+from agents.card import CARD_FILE, POLICY_FILE
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 
@@ -29,6 +29,11 @@ def folder_of(place: Path, content: bytes | None = None, **card: Any) -> Path:
     (place / POLICY_FILE).write_bytes(content)
     (place / CARD_FILE).write_text(yaml.safe_dump(card_of(content) | card), encoding="utf-8")
     return place
+
+
+def remembering(place: Path) -> Path:
+    """Write a policy whose levels are how often its memory has moved, once in 20 s of the market."""
+    return folder_of(place, counting_onnx(), memory={"units": 1, "control_s": 20.0})
 
 
 def well(levels: tuple[int, int, int] = (3, 0, 2)) -> bytes:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.policy import Baseline, PolicyError
+from agents.card import PolicyError
+from agents.policy import Baseline
 from live_bridge import pilot as pilots
 from live_bridge import trial
 from live_bridge.pilot import Pilot, Verdict, ask, fenced
@@ -18,6 +19,7 @@ from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 from tests.live_bridge import policies
 
+CONTROL_S = 5.0
 SEEN = np.zeros((1, OBSERVATION_SIZE), np.float32), np.ones((1, MASK_SIZE), np.int8)
 
 
@@ -43,7 +45,7 @@ def levels(*three: int) -> np.ndarray:
 
 
 def piloted(policy: Any) -> Pilot:
-    pilot = Pilot("single")
+    pilot = Pilot("single", CONTROL_S)
     pilot.baseline = Baseline("scripted", "policy", "market", policy)
     return pilot
 
@@ -82,7 +84,7 @@ def test_a_decision_is_the_policys_levels() -> None:
 
 
 def test_the_papers_rules_are_asked_nothing() -> None:
-    pilot = Pilot("paper")
+    pilot = Pilot("paper", CONTROL_S)
     seen: list[int] = []
 
     async def run() -> Verdict:
@@ -247,7 +249,7 @@ def test_an_answer_after_the_loop_is_closed_ends_the_thread_quietly() -> None:
 
 def test_a_policy_is_named_after_its_folder_or_itself(tmp_path: Path) -> None:
     folder = policies.folder_of(tmp_path / "mine")
-    assert [Pilot(name).name for name in (str(folder), "paper", "single", "fixed:3-0-2")] == [
+    assert [Pilot(name, CONTROL_S).name for name in (str(folder), "paper", "single", "fixed:3-0-2")] == [
         "mine",
         "paper",
         "single",
@@ -256,7 +258,7 @@ def test_a_policy_is_named_after_its_folder_or_itself(tmp_path: Path) -> None:
 
 
 def test_a_bad_policy_leaves_the_old_one_in_force(tmp_path: Path) -> None:
-    pilot = Pilot(str(policies.folder_of(tmp_path / "mine")))
+    pilot = Pilot(str(policies.folder_of(tmp_path / "mine")), CONTROL_S)
     before = pilot.baseline
     for name in ("nope", str(policies.folder_of(tmp_path / "sick", policies.sick())), "central"):
         with pytest.raises(PolicyError):
@@ -267,7 +269,7 @@ def test_a_bad_policy_leaves_the_old_one_in_force(tmp_path: Path) -> None:
 
 
 def test_to_read_a_policy_has_no_effect_until_it_is_taken(tmp_path: Path) -> None:
-    pilot = Pilot("paper")
+    pilot = Pilot("paper", CONTROL_S)
     read = pilot.read(str(policies.folder_of(tmp_path / "mine")))
     assert pilot.name == "paper"
     pilot.take(read)
@@ -277,7 +279,7 @@ def test_to_read_a_policy_has_no_effect_until_it_is_taken(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["central", "paper_central"])
 def test_a_scheduler_of_a_whole_market_steers_no_node(name: str) -> None:
     with pytest.raises(PolicyError, match=f"{name} is a scheduler that sees all nodes at once; a node can follow paper, single"):
-        fenced(name, 0)
+        fenced(name, CONTROL_S, 0)
 
 
 def test_a_policy_of_one_seed_draws_the_same_again(tmp_path: Path) -> None:
@@ -286,11 +288,34 @@ def test_a_policy_of_one_seed_draws_the_same_again(tmp_path: Path) -> None:
     )
 
     def drawn(seed: int) -> list[Verdict]:
-        policy = fenced(str(folder), seed).policy
+        policy = fenced(str(folder), CONTROL_S, seed).policy
         return [ask(policy, *SEEN) for _ in range(20)]
 
     assert drawn(7) == drawn(7) != drawn(8)
     assert len(set(drawn(7))) > 1
+
+
+# -- memory
+
+
+def test_a_policy_remembers_through_a_life_and_a_life_begins_with_nothing(tmp_path: Path) -> None:
+    folder = str(policies.remembering(tmp_path / "mine"))
+    pilot = Pilot(folder, CONTROL_S)
+    assert [verdict.action for verdict in decided(pilot, turns=6)] == [(k, k, k) for k in (1, 2, 2, 2, 2, 3)]
+    pilot.reload(folder)
+    assert [verdict.action for verdict in decided(pilot, turns=2)] == [(1, 1, 1), (2, 2, 2)]
+    assert decided(Pilot(folder, 4 * CONTROL_S), turns=3)[-1].action == (3, 3, 3), "its own pace is 20 s"
+
+
+def test_a_failure_in_between_costs_no_memory(tmp_path: Path) -> None:
+    policy = fenced(str(policies.remembering(tmp_path / "mine")), 4 * CONTROL_S, 0).policy
+    nothing = SEEN[0] * np.nan, SEEN[1]
+    said = [ask(policy, *seen) for seen in (SEEN, nothing, SEEN)]
+    assert said == [Verdict((1, 1, 1), None), Verdict(None, "not_finite"), Verdict((2, 2, 2), None)]
+
+
+def test_a_policy_that_remembers_passes_its_trial(tmp_path: Path) -> None:
+    asyncio.run(trial.Trials().try_out(str(policies.remembering(tmp_path / "mine"))))
 
 
 # -- trials

@@ -45,7 +45,7 @@ class Scene:
         self.metrics = NodeMetrics()
         self.recent = Recent(self.time)
         self.directory = Directory("me", "test", Bounds(10, 1e9, 0.0), lambda _: None, lambda _: True, lambda _: None)
-        self.portrait = Portrait(self.core, self.directory, Pilot(policy), self.recent, self.metrics, "berlin")
+        self.portrait = Portrait(self.core, self.directory, Pilot(policy, 5.0), self.recent, self.metrics, "berlin")
 
     def arrive(self, *ids: str) -> None:
         for one in ids:

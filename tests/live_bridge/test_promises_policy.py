@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.policy import CARD_FILE, POLICY_FILE, PolicyError
+from agents.card import CARD_FILE, POLICY_FILE, PolicyError
 from live_bridge import pilot, trial
 from live_bridge.pilot import fenced
 from tests.live_bridge import policies
@@ -288,11 +288,11 @@ def laughs() -> str:
 def test_files_that_mean_harm_are_refused(tmp_path: Path, kind: str) -> None:
     folder = policies.folder_of(tmp_path / "harm")
     (folder / "weights.bin").write_bytes(bytes(1 << 16))
-    assert fenced(str(folder), 0).name == "harm"
+    assert fenced(str(folder), 5.0, 0).name == "harm"
     HARMFUL[kind](folder)
     began_s = time.monotonic()
     with pytest.raises(PolicyError) as refused:
-        fenced(str(folder), 0)
+        fenced(str(folder), 5.0, 0)
     assert time.monotonic() - began_s < 6.0  # on a busy machine
     assert not (folder / "trace").exists()
     assert len(str(refused.value)) < 1000 and "\n" not in str(refused.value)
@@ -304,7 +304,7 @@ def test_a_policy_of_another_kind_is_not_even_looked_at(tmp_path: Path, name: st
     path.write_bytes(policies.pickled(tmp_path / "trace"))
     for text in (str(path), str(tmp_path)):
         with pytest.raises(PolicyError, match=r"there is no|card\.yaml: does not exist"):
-            fenced(text, 0)
+            fenced(text, 5.0, 0)
     assert not (tmp_path / "trace").exists()
 
 

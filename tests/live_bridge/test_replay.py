@@ -15,7 +15,7 @@ import orjson
 import pytest
 import yaml
 
-from agents.policy import PolicyError
+from agents.card import PolicyError
 from live_bridge.brain import Brain
 from live_bridge.config import profile_named, terms_named
 from live_bridge.journal import Journal, read
@@ -177,7 +177,7 @@ def life(events: list[list[Any]], **changes: Any) -> list[Any]:
     terms, profile = vars(terms_named("paper")), vars(profile_named("l4_qwen3_8b"))
     made = made._replace(terms=terms_named("paper"), profile=profile_named("l4_qwen3_8b"))
     brain = Brain(made)
-    head = header(made, dict(terms), dict(profile), "paper", 7)
+    head = header(made, dict(terms), dict(profile), "paper", 5.0, 7)
     return [json.loads(json.dumps(head)), *[[event, brain.on(event)] for event in events]]
 
 
@@ -217,11 +217,11 @@ def test_a_policy_that_was_loaded_anew_has_begun_its_draws_anew() -> None:
         """What a policy that draws says, asked at these events."""
         from live_bridge.pilot import ask, fenced
 
-        out, brain, loads, policy = [], mind(), 0, fenced("uniform", 7).policy
+        out, brain, loads, policy = [], mind(), 0, fenced("uniform", 5.0, 7).policy
         for event in asked:
             brain.on(event)
             if event[2] != loads:
-                loads, policy = event[2], fenced("uniform", 7).policy
+                loads, policy = event[2], fenced("uniform", 5.0, 7).policy
             action = ask(policy, *brain.seen).action
             assert action is not None
             out.append(list(action))
@@ -235,6 +235,40 @@ def test_a_policy_that_was_loaded_anew_has_begun_its_draws_anew() -> None:
     assert replay(iter(life([*first, *events])), "here", "uniform").decisions == 6
     events[6][2] = 0  # as if it had gone on drawing
     assert replay(iter(life([*first, *events])), "here", "uniform").different is not None
+
+
+def test_a_policy_that_remembers_decides_the_same_again_and_begins_with_nothing_when_it_was_loaded_anew(tmp_path: Path) -> None:
+    folder = str(policies.remembering(tmp_path / "counting"))
+    lead = EVENTS[:2]
+
+    def chosen(loads: list[int]) -> list[list[Any]]:
+        """What a node with this policy has written, which asks each 5 s."""
+        from live_bridge.pilot import Pilot, ask
+
+        out, brain, pilot = [], mind(), Pilot(folder, 5.0, 7)
+        for event in lead:
+            brain.on(event)
+        for k, load in enumerate(loads):
+            if load != pilot.loads:
+                pilot.reload(folder)
+            asked = ["asked", 5.0 * k + 1.0, load]
+            brain.on(asked)
+            action = ask(pilot.baseline.policy, *brain.seen).action
+            assert action is not None
+            out += [asked, ["decide", asked[1], *action]]
+        pilot.close()
+        return out
+
+    once, anew = chosen([0] * 12), chosen([0] * 6 + [1] * 6)
+    assert {tuple(event[2:]) for event in once if event[0] == "decide"} > {tuple(e[2:]) for e in anew if e[0] == "decide"}
+    for written in (once, anew):
+        result = replay(iter(life([*lead, *written])), "here", folder)
+        assert (result.decisions, result.different) == (12, None)
+    for event in anew:
+        if event[0] == "asked":
+            event[2] = 0  # as if it had remembered through the reload
+    different = replay(iter(life([*lead, *anew])), "here", folder).different
+    assert different is not None and "the policy chose [" in different
 
 
 def test_a_stalled_policys_late_answer_is_still_the_one_to_what_it_was_asked() -> None:
