@@ -21,6 +21,7 @@ from live_bridge.relay import BROKE, DONE
 from live_bridge.trade import Trade, request_of
 from live_bridge.view.recent import Recent
 from live_bridge.view.snapshot import Vote as Shown
+from live_bridge.wire import json_of
 
 LOG = logging.getLogger(__name__)
 JUDGE = "/market/v1/judge"
@@ -273,13 +274,13 @@ def answer_text(raw: bytes) -> str:
 
 
 def _choice_text(raw: bytes) -> str:
-    try:
-        choices = orjson.loads(raw).get("choices") or [{}]
-    except (orjson.JSONDecodeError, AttributeError):
-        return ""
-    choice = choices[0] if isinstance(choices[0], dict) else {}
-    said = choice.get("message") or choice.get("delta") or {}
-    return text_of(choice.get("text")) or text_of(said.get("content"))
+    """The text of the first choice; nothing where an executor has answered in another form: it is judged by that."""
+    match json_of(raw):
+        case {"choices": [{"text": str(text)}, *_]}:
+            return text
+        case {"choices": [{"message": {"content": content}}, *_]} | {"choices": [{"delta": {"content": content}}, *_]}:
+            return text_of(content)
+    return ""
 
 
 def text_of(content: object) -> str:
