@@ -262,7 +262,7 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
 
     resume = Path(plan.top.resume) if plan.top.resume else None
     run: dict[str, Any] = {"seed": plan.top.seed, "folder": folder, "resume": resume, "probe": parts}
-    trained = _learner(settings)(batch, settings, tracker, **run)
+    trained = learner_of(settings)(batch, settings, tracker, **run)
     origin = Origin(
         config=plan.config,
         seeds={"train": plan.top.seed, "evaluation": [plan.top.eval_first_seed, plan.top.eval_seeds]},
@@ -278,7 +278,7 @@ def _learn(plan: Plan, settings: Learner, folder: Path, tracker: "Tracker") -> t
     return policy, trained.steps, trained.wall_s
 
 
-def _learner(settings: Learner) -> Callable[..., "Trained"]:
+def learner_of(settings: Learner) -> Callable[..., "Trained"]:
     """Find what learns in a batch."""
     if isinstance(settings, MappoLearner):
         from agents import mappo, recurrent

@@ -1,7 +1,7 @@
 """Speed and memory of training: `python -m benchmarks.training [--quick] [--json PATH]`.
 
 PPO end to end (rollout, learning, logging) in pairs with SB3's own ceiling: the same settings over an environment that does
-nothing.
+nothing. Our own learners in pairs with PPO, each at its own settings and pace.
 Then `train.py` in fresh processes: time to its first line of metrics, and the most memory that it holds.
 """
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +24,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.ppo import build, learn
-from agents.settings import SB3Learner, read_agents
+from agents.ppo import build
+from agents.settings import Learner, SB3Learner
 from agents.tracking import CsvTracker, NoTracker, Tracker
 from benchmarks.measure import ROOT, Rate, Spread, child, in_turn, ratios, report, show, spread
 from compose import compose
-from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
-from envs.wwwserve.sb3 import SB3Market
 from envs.wwwserve.spaces import observation_box
 from market.action import ACTION_NVEC, MASK_SIZE
 from market.observation import OBSERVATION_SIZE
+from plan import Plan, check
+from train import learner_of
 
 CEILING = "SB3 over nothing"
+SB3, OURS = ("ppo", "maskable_ppo"), ("mappo", "league")
 FIRST_LINE = "agent-steps/s"
 """What the first line of progress holds."""
 
@@ -133,32 +134,37 @@ class Ends(BaseCallback):
         self.stamps.stamp()
 
 
-def settings_of(name: str, iterations: int) -> SB3Learner:
-    """Read the shipped settings of a learner, cut to some iterations."""
-    config = compose([f"agents={name}", "env=wwwserve"])
-    settings = read_agents(config.values.agents, f"conf/agents/{name}.yaml")
-    assert isinstance(settings, SB3Learner)
-    return replace(settings, steps=iterations * rows_of(settings), time_limit_s=None)
+def plan_of(name: str, iterations: int) -> Plan:
+    """Plan a run of a learner as it is shipped, in the default market, cut to some iterations."""
+    composed = compose([f"agents={name}", "env=wwwserve", "tracking=none"])
+    plan = check(composed.values, composed.files)
+    assert isinstance(plan.agents, Learner)
+    return replace(plan, agents=replace(plan.agents, steps=iterations * rows_of(plan), time_limit_s=None))
 
 
-def rows_of(settings: SB3Learner) -> int:
+def rows_of(plan: Plan) -> int:
     """Samples of one iteration."""
-    return settings.rollout * settings.networks * load.scenario("wwwserve").population
+    assert isinstance(plan.agents, Learner)
+    return plan.agents.rollout * plan.agents.networks * plan.scenario.population
 
 
-def ceiling(settings: SB3Learner) -> Rate:
+def ceiling(plan: Plan) -> Rate:
     """Let SB3 learn over nothing, with nothing around it; returns agent-samples/s."""
-    env = NothingVec(rows_of(settings) // settings.rollout)
+    settings = plan.agents
+    assert isinstance(settings, SB3Learner)
+    env = NothingVec(rows_of(plan) // settings.rollout)
     model = build(env, settings, seed=0)
     model.set_env(env)
     model.set_logger(Logger(folder=None, output_formats=[]))
     stamps = Stamps(NoTracker())
     model.learn(settings.steps, callback=Ends(stamps), log_interval=None)
-    return stamps.rate(rows_of(settings))
+    return stamps.rate(rows_of(plan))
 
 
-def end_to_end(settings: SB3Learner, batch: Batch, tracking: str) -> Rate:
+def end_to_end(plan: Plan, batch: Batch, tracking: str) -> Rate:
     """Learn in the market as train.py does; returns agent-samples/s, with the share of a checkpoint that an iteration bears."""
+    settings = plan.agents
+    assert isinstance(settings, Learner)
 
     def parts() -> dict[str, float]:
         """Take the mean reward apart, as train.py does."""
@@ -167,40 +173,58 @@ def end_to_end(settings: SB3Learner, batch: Batch, tracking: str) -> Rate:
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         stamps = Stamps(CsvTracker(Path(folder)) if tracking == "csv" else NoTracker())
         once = replace(settings, checkpoint_every=settings.steps)
-        learn(SB3Market(batch), once, stamps, seed=0, folder=Path(folder), probe=parts)
+        learner_of(settings)(batch, once, stamps, seed=0, folder=Path(folder), probe=parts)
     checkpoint_s = time.perf_counter() - stamps.times_s[-1][0]
-    rows = rows_of(settings)
+    rows = rows_of(plan)
     return stamps.rate(rows, checkpoint_s * rows / settings.checkpoint_every)
 
 
+def learning(plan: Plan, tracking: str = "none") -> Callable[[], Rate]:
+    """Make what lets a learner learn, again and again, in networks of its own."""
+    assert isinstance(plan.agents, Learner)
+    world = plan.school, plan.terms, plan.profiles
+    batch = Batch(*world, networks=plan.agents.networks, seed=0, stagger=True)
+    return lambda: end_to_end(plan, batch, tracking)
+
+
 def pairs(name: str, iterations: int, repeats: int) -> dict[str, Any]:
-    """Measure a learner in the market, with two kinds of tracking, and its ceiling, in turn."""
-    settings = settings_of(name, iterations)
-    batch = Batch(load.scenario("wwwserve"), load.terms(), load.profiles(), networks=settings.networks, seed=0, stagger=True)
-    runs: dict[str, Callable[[], Rate]] = {
-        CEILING: lambda: ceiling(settings),
-        **{f"tracking={kind}": (lambda kind=kind: end_to_end(settings, batch, kind)) for kind in ("none", "csv")},
-    }
+    """Measure a learner of SB3's in the market, with two kinds of tracking, and its ceiling, in turn."""
+    plan = plan_of(name, iterations)
+    runs = {f"tracking={kind}": learning(plan, kind) for kind in ("none", "csv")}
+    return compared(name, {CEILING: lambda: ceiling(plan), **runs}, "the ceiling", repeats)
+
+
+def beside(names: Sequence[str], iterations: int, repeats: int) -> dict[str, Any]:
+    """Measure learners in the market, in turn; the first is what the others are compared with."""
+    return compared("all learners", {name: learning(plan_of(name, iterations)) for name in names}, names[0], repeats)
+
+
+def compared(title: str, runs: Mapping[str, Callable[[], Rate]], first: str, repeats: int) -> dict[str, Any]:
+    """Measure runs in turn, show them, and give their rates and what these are of the first run's.
+
+    first   what the first run is called in the table
+    """
     found = in_turn(runs, repeats)
     walls = {run: [rate.wall for rate in rates] for run, rates in found.items()}
     cpus = {run: [rate.cpu for rate in rates] for run, rates in found.items()}
+    base = next(iter(runs))
     figures = {
         run: {
             "wall": spread(walls[run]),
             "cpu": spread(cpus[run]),
-            "of the ceiling, wall": ratios(walls[run], walls[CEILING]),
-            "of the ceiling, cpu": ratios(cpus[run], cpus[CEILING]),
+            f"of {first}, wall": ratios(walls[run], walls[base]),
+            f"of {first}, cpu": ratios(cpus[run], cpus[base]),
         }
         for run in found
     }
     rows = [(run, *(_text(key, value) for key, value in both.items())) for run, both in figures.items()]
-    columns = ("run", "by the clock", "of CPU time", "of the ceiling", "likewise, CPU")
-    show(f"{name}: thousands of agent-samples a second", columns, rows)
+    columns = ("run", "by the clock", "of CPU time", f"of {first}", "likewise, CPU")
+    show(f"{title}: thousands of agent-samples a second", columns, rows)
     return figures
 
 
 def _text(key: str, value: Spread) -> str:
-    return value.text(".2f") if "ceiling" in key else value.over(1e3).text(",.1f")
+    return value.text(".2f") if key.startswith("of ") else value.over(1e3).text(",.1f")
 
 
 def train_words(folder: str, *more: str) -> list[str]:
@@ -255,7 +279,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
     arguments = parser.parse_args()
     iterations, repeats, starts = (3, 3, 1) if arguments.quick else (6, 7, 3)
-    learners = {name: pairs(name, iterations, repeats) for name in ("ppo", "maskable_ppo")}
+    learners = {name: pairs(name, iterations, repeats) for name in SB3}
+    learners["beside ppo"] = beside(("ppo", *OURS), iterations, repeats)
     short = ("eval_seeds=8",) if arguments.quick else ()
     report("training", {"learners": learners, "train.py": whole_runs(starts, *short)}, arguments.json)
 
