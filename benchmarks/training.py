@@ -37,7 +37,7 @@ from plan import Plan, check
 from train import learner_of
 
 CEILING = "SB3 over nothing"
-SB3, OURS = ("ppo", "maskable_ppo"), ("mappo", "league")
+SB3, OURS = ("ppo", "maskable_ppo"), ("mappo", "recurrent", "league")
 FIRST_LINE = "agent-steps/s"
 """What the first line of progress holds."""
 
