@@ -1,0 +1,1 @@
+"""What users get under each policy, and who wins duels, where nodes, sockets and engines are real."""
