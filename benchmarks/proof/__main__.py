@@ -19,7 +19,7 @@ from live_bridge.slip import Slipped
 from settings import SettingsError
 
 EXAMPLES = """examples:
-  python -m benchmarks.proof plays                        36 plays on real engines, about 50 minutes; Ctrl-C and again goes on
+  python -m benchmarks.proof plays                        27 plays on real engines, half an hour; Ctrl-C and again goes on
   python -m benchmarks.proof plays --loads 1.2 --repetitions 2 --keep runs/proof/short --out short.json
   python -m benchmarks.proof plays --quick                emulated engines, fast: no vLLM, and nothing under benchmarks/results
   python -m benchmarks.proof duels                        12 minutes of duels between SmolLM2 and its 3-bit copy
