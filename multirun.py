@@ -60,14 +60,29 @@ def read_jobs(sweep: Path) -> list[Job]:
     """
     jobs = []
     for file in sweep.glob("**/.hydra/hydra.yaml"):
-        number = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["job"]["num"]
-        words = yaml.safe_load((file.parent / "overrides.yaml").read_text(encoding="utf-8"))
+        number = _number(file)
+        if number is None:
+            continue
+        said = file.parent / "overrides.yaml"  # the last that Hydra writes before a job begins
+        words = yaml.safe_load(said.read_text(encoding="utf-8")) if said.exists() else None
         found = file.parents[1] / "evaluation.json"
         evaluation = json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
-        jobs.append(Job(int(number), tuple(map(str, words)), file.parents[1], evaluation))
+        jobs.append(Job(number, tuple(map(str, words or ())), file.parents[1], evaluation))
     if not jobs:
         raise SettingsError(Slip(str(sweep), "", "holds no jobs of a multirun; name a folder such as runs/sweeps/TIME"))
     return sorted(jobs)
+
+
+def _number(file: Path) -> int | None:
+    """Read a job's number; None for a run that is no job of a multirun, and where Hydra was stopped while it wrote the file."""
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return None
+    match written:
+        case {"hydra": {"job": {"num": int(number)}}}:
+            return number
+    return None
 
 
 def table(jobs: Sequence[Job]) -> Table:

@@ -88,6 +88,27 @@ def test_a_folder_without_jobs_is_refused_in_one_line(
         multirun.read_jobs(tmp_path)
 
 
+def test_a_single_run_is_no_job_of_a_multirun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = job(tmp_path, 0, ["seed=1"], None) / ".hydra" / "hydra.yaml"
+    file.write_text("hydra:\n  job:\n    num: ???\n")  # as Hydra writes it for one run
+    with pytest.raises(SystemExit) as stop:
+        multirun.main([str(tmp_path)])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("holds no jobs of a multirun") == 1
+
+
+def test_a_job_that_was_stopped_while_hydra_wrote_its_files_hides_no_other(tmp_path: Path) -> None:
+    whole = job(tmp_path, 0, ["seed=1"], evaluation("ppo", [0.1, 0.1, 0.1], None)) / ".hydra" / "hydra.yaml"
+    (job(tmp_path, 1, [], None) / ".hydra" / "overrides.yaml").unlink()
+    text_of_it = whole.read_text()
+    cut = job(tmp_path, 2, [], None) / ".hydra" / "hydra.yaml"
+    for end in range(len(text_of_it) - 2):
+        cut.write_text(text_of_it[:end])
+        jobs = multirun.read_jobs(tmp_path)
+        assert [(found.number, found.words) for found in jobs] == [(0, ("seed=1",)), (1, ())]
+    cut.write_text('hydra: {job: {num: 2, name: "cut')
+    assert len(multirun.read_jobs(tmp_path)) == 2
+
+
 def test_a_policy_lies_in_the_jobs_folder_unless_the_command_line_says_otherwise(tmp_path: Path) -> None:
     config = OmegaConf.create({"output": "policies_trained", "seed": 1})
     assert multirun.own_output(config, ["seed=1"], tmp_path) == {"output": str(tmp_path), "seed": 1}
