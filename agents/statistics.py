@@ -148,7 +148,7 @@ def probability_of_improvement(
 def ratio_of_means(
     x: ArrayLike, y: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Estimate | None:
-    """Estimate mean(x) / mean(y) over seeds that both have played; None unless both means are above 0 in every resample.
+    """Estimate mean(x) / mean(y) over seeds that both have played; None where in a resample x is below 0, or y not above it.
 
     x, y    (seeds,), the same seeds
     errors  as in `paired_difference`
@@ -160,7 +160,7 @@ def ratio_of_means(
         )
     rows = np.random.default_rng(seed).integers(len(first), size=(resamples, len(first)))
     over, under = first[rows, 0].mean(axis=1), second[rows, 0].mean(axis=1)
-    if min(over.min(), under.min(), first.mean(), second.mean()) <= 0:
+    if min(over.min(), first.mean()) < 0 or min(under.min(), second.mean()) <= 0:
         return None
     return _percentiles(float(first.mean() / second.mean()), over / under, level)
 

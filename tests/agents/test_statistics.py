@@ -87,6 +87,88 @@ def test_the_performance_profile_is_that_of_rliable() -> None:
     assert found.high == pytest.approx(RLIABLE_PROFILE_HIGH, abs=0.042)
 
 
+# Below, the statistics by their definitions: loops over resamples that are drawn in the order in which the code draws them.
+
+
+def middle_half(values: list[float]) -> float:
+    """Sort, leave a quarter of the values out at each end (rounded down), and average."""
+    ordered, cut = sorted(values), len(values) // 4
+    kept = ordered[cut : len(ordered) - cut]
+    return sum(kept) / len(kept)
+
+
+def bounds(draws: list[float]) -> tuple[float, float]:
+    """2.5 % of the resamples lie below, 2.5 % above."""
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def test_an_estimate_resamples_seeds_within_each_task() -> None:
+    random = np.random.default_rng(5)
+    rows = random.integers(8, size=(300, 8, 3))
+    draws = [middle_half([X[rows[k, i, task], task] for i in range(8) for task in range(3)]) for k in range(300)]
+    found = stats.estimate(X, resamples=300, seed=5)
+    assert found.point == pytest.approx(middle_half(list(X.ravel())))
+    assert (found.low, found.high) == pytest.approx(bounds(draws))
+
+
+def test_a_paired_difference_resamples_seeds_in_pairs() -> None:
+    rows = np.random.default_rng(0).integers(8, size=(300, 8, 1))
+    draws = [middle_half([X[i, 0] - Y[i, 0] for i in rows[k, :, 0]]) for k in range(300)]
+    found = stats.paired_difference(X[:, 0], Y[:, 0], resamples=300)
+    assert (found.low, found.high) == pytest.approx(bounds(draws))
+
+
+def wins(x: list[float], y: list[float]) -> float:
+    """Share of all pairs in which x beats y; a tie is half a win."""
+    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a in x for b in y) / (len(x) * len(y))
+
+
+def test_the_probability_of_improvement_resamples_both_sides_apart() -> None:
+    ours, theirs = [0.8, 0.6, 0.6, 0.9, 0.1], [0.6, 0.7, 0.2]
+    random = np.random.default_rng(2)
+    first = random.integers(5, size=(300, 5))
+    second = random.integers(3, size=(300, 3))
+    draws = [wins([ours[i] for i in first[k]], [theirs[i] for i in second[k]]) for k in range(300)]
+    found = stats.probability_of_improvement(ours, theirs, resamples=300, seed=2)
+    assert found.point == pytest.approx(wins(ours, theirs))
+    assert (found.low, found.high) == pytest.approx(bounds(draws))
+
+
+def test_the_probability_of_improvement_of_several_tasks_is_their_mean() -> None:
+    each = [wins(list(X[:, task]), list(Y[:, task])) for task in range(3)]
+    assert stats.probability_of_improvement(X, Y, resamples=50).point == pytest.approx(sum(each) / 3)
+
+
+def test_a_band_resamples_whole_curves() -> None:
+    rows = np.random.default_rng(3).integers(8, size=(200, 8))
+    _, low, high = stats.band(X, resamples=200, seed=3)
+    for point in range(3):
+        draws = [middle_half([X[i, point] for i in rows[k]]) for k in range(200)]
+        assert (low[point], high[point]) == pytest.approx(bounds(draws))
+
+
+def test_a_ratio_of_means_resamples_seeds_in_pairs() -> None:
+    rows = np.random.default_rng(1).integers(8, size=(200, 8))
+    draws = [sum(X[i, 0] for i in rows[k]) / sum(Y[i, 0] for i in rows[k]) for k in range(200)]
+    found = stats.ratio_of_means(X[:, 0], Y[:, 0], resamples=200, seed=1)
+    assert found is not None and found.point == pytest.approx(X[:, 0].sum() / Y[:, 0].sum())
+    assert (found.low, found.high) == pytest.approx(bounds(draws))
+
+
+def test_a_profile_counts_scores_strictly_above_each_threshold() -> None:
+    scores, thresholds = [0.2, 0.4, 0.4, 0.9], [0.1, 0.4, 0.9]
+    found = stats.performance_profile(scores, thresholds, resamples=50)
+    assert list(found.point) == [sum(score > limit for score in scores) / 4 for limit in thresholds]
+    assert (found.low <= found.point).all() and (found.point <= found.high).all()
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(11)
+    held = [found.low <= 0.0 <= found.high for found in (stats.estimate(random.normal(size=40), resamples=200) for _ in range(200))]
+    assert 0.88 <= float(np.mean(held)) <= 0.99
+
+
 def test_the_same_seed_of_the_resampling_gives_the_same_interval() -> None:
     assert stats.estimate(X, seed=3) == stats.estimate(X, seed=3)
     assert stats.estimate(X, seed=3) != stats.estimate(X, seed=4)
@@ -121,6 +203,14 @@ def test_a_ratio_of_means_keeps_the_pairs_of_seeds_together() -> None:
 def test_a_ratio_to_what_may_be_zero_or_less_is_no_number() -> None:
     assert stats.ratio_of_means([1.0, 2.0], [-1.0, 3.0]) is None
     assert stats.ratio_of_means([-1.0, -2.0], [1.0, 3.0]) is None
+    assert stats.ratio_of_means([1.0, 2.0], [0.0, 3.0]) is None, "a resample of the first seed alone divides by 0"
+
+
+def test_a_ratio_of_nothing_to_something_is_0() -> None:
+    assert stats.ratio_of_means([0.0, 0.0], [1.0, 3.0]) == (0.0, 0.0, 0.0)
+
+
+def test_a_ratio_needs_the_same_seeds() -> None:
     with pytest.raises(ValueError, match="the same seeds"):
         stats.ratio_of_means([1.0, 2.0], [1.0, 2.0, 3.0])
 
