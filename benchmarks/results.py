@@ -17,7 +17,8 @@ FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
 SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
 MARK = re.compile(
-    r"<!-- (?P<kind>table|groups|best|claims|leaderboard|headline)(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL
+    r"<!-- (?P<kind>table|groups|best|claims|leaderboard|headline|specialists)(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->",
+    re.DOTALL,
 )
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
@@ -32,6 +33,18 @@ SEATS = {
     "slo_attainment": ("SLO attainment", ".3f"),
     "duel_win_rate": ("duel win rate", ".2f"),
 }
+SPECIALISTS = {
+    **{setting: (f"paper/{setting}", f"ppo_paper-{number}") for number, setting in enumerate(SETTINGS, 1)},
+    "hardware that no training has met": ("beyond/new-hardware", "ppo_new-hardware"),
+    "3 providers": ("beyond/providers-3", "ppo_population-3"),
+    "32 providers": ("beyond/providers-32", "ppo_population-32"),
+    "day and night": ("beyond/diurnal", "ppo_diurnal"),
+    "flash crowd": ("beyond/flash-crowd", "ppo_flash-crowd"),
+    "Azure's conversations": ("beyond/trace-azure", "ppo_trace-azure"),
+    "ServeGen's customers": ("beyond/trace-servegen", "ppo_trace-servegen"),
+    "six regions, chat": ("beyond/wan", "ppo_wan"),
+}
+"""World -> its experiment, and the policy that was trained on in it from the learned one."""
 PAPER_RANGE_S = (200.0, 450.0)
 """SLO thresholds that the paper sweeps."""
 
@@ -119,6 +132,19 @@ def claims() -> str:
     return "\n".join([*lines, "", "Of the tables below, by `python -m benchmarks.results`."])
 
 
+def specialists() -> str:
+    """Write, of every world in which a policy was trained on from the learned one, what either gains over the paper's rules there."""
+    heads = ("`paper`", f"`{LEARNED}`, which never met it", "its specialist", "share of the specialist's gain that the first has")
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for world, (name, special) in SPECIALISTS.items():
+        part = {key: one["summary"]["slo_attainment"] for key, one in kept(name)["entrants"].items()}
+        gain, most_gained = part[LEARNED][0] - part["paper"][0], part[special][0] - part["paper"][0]
+        share = f"{gain / most_gained:.0%}" if most_gained > 0 else "neither gains"
+        cells = [cell(part[key], ".3f") for key in ("paper", LEARNED, special)]
+        lines.append(f"| {world} | {' | '.join(cells)} | {share} |")
+    return "\n".join([*lines, "", "SLO attainment, of the tables of these worlds, by `python -m benchmarks.results`."])
+
+
 def most_over_single(found: Found) -> tuple[float, float]:
     """Find the threshold in the paper's range at which the learned policy's attainment is the largest multiple of `single`'s."""
     curves = [found["entrants"][name]["curve"] for name in (LEARNED, "single")]
@@ -173,7 +199,12 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-WRITERS: dict[str, Callable[[], str]] = {"claims": claims, "headline": headline, "leaderboard": leaderboard}
+WRITERS: dict[str, Callable[[], str]] = {
+    "claims": claims,
+    "headline": headline,
+    "leaderboard": leaderboard,
+    "specialists": specialists,
+}
 TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best}
 
 

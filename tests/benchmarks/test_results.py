@@ -127,6 +127,18 @@ def test_the_learned_policy_reaches_what_was_asked(name: str) -> None:
     assert learned[0] - paper[0] >= 0.5 * (central[0] - paper[0]), "half of the gap closed"
 
 
+@pytest.mark.parametrize("world", [world for world in results.SPECIALISTS if world != "six regions, chat"])
+def test_the_learned_policy_has_nearly_all_that_a_specialist_gains(world: str) -> None:
+    name, special = results.SPECIALISTS[world]
+    paper, learned, specialist = (attainment(name, entrant)[0] for entrant in ("paper", "ppo_wwwserve", special))
+    assert learned - paper >= 0.95 * (specialist - paper) > 0
+
+
+def test_every_specialist_is_told_of() -> None:
+    shipped = {path.name for path in (ROOT / "policies_trained").glob("ppo_*")} - {"ppo_wwwserve"}
+    assert {special for _, special in results.SPECIALISTS.values()} == shipped
+
+
 def test_attainment_over_single_is_half_as_much_again_at_a_threshold_of_the_papers_range() -> None:
     assert max(results.most_over_single(kept(f"paper/{setting}"))[0] for setting in SETTINGS) >= 1.5
 
