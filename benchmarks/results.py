@@ -133,7 +133,7 @@ def claims() -> str:
 
 
 def specialists() -> str:
-    """Write, of every world in which a policy was trained on from the learned one, what either gains over the paper's rules there."""
+    """Write what the learned policy gains over the paper's rules in each world of a specialist, and what the specialist gains."""
     heads = ("`paper`", f"`{LEARNED}`, which never met it", "its specialist", "share of the specialist's gain that the first has")
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for world, (name, special) in SPECIALISTS.items():
