@@ -60,6 +60,17 @@ def play(
     return batch
 
 
+class Tables:
+    """A world's tables, whose records are read and written by field in either mode: `tables.request[r].state`."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        table = getattr(self._world, name)
+        return table.view(np.recarray) if isinstance(table, np.ndarray) and table.dtype.names else table
+
+
 def money_is_in_order(state: State) -> None:
     """Nothing is made or lost or below zero, and what is in escrow is what work under way will cost."""
     accounts, requests = state["account"], state["request"]
