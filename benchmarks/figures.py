@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from agents.metrics import TIME_BINS
 from agents.publish import write_whole
 from agents.report import BLUE, GREEN, INK, ORANGE, RED, STYLES
 from benchmarks import results
+from envs.wwwserve import traces
 from market.action import ACCEPT_LEVELS, COMMIT_LEVELS, FORWARD_LEVELS, LEVELS, NO_LIMIT
 
 SHADES = (BLUE, GREEN, ORANGE, RED)
 LEARNED_STYLE: dict[str, Any] = {"color": RED, "linestyle": "-", "linewidth": 2.4}
+CUSTOMERS, WINDOW_S = 8, 12.5
+"""Of the trace servegen-reasoning: how many there are, and the length of a window in which their load was recorded."""
 POPULATIONS = {3: "providers-3", 8: "default", 32: "providers-32", 128: "providers-128", 512: "providers-512"}
 
 
@@ -120,6 +124,36 @@ def constants(figure: Figure) -> None:
     axes.set_ylabel("accept: take up to this share")
 
 
+def pooling(figure: Figure) -> None:
+    """Customers who are hardly ever busy at once: attainment over the threshold, and how uneven the load of several together is."""
+    curves, peaks = figure.subplots(1, 2)
+    found = results.kept("beyond/trace-servegen")
+    for entrant in ("single", "paper", results.LEARNED, "central"):
+        curves.plot(
+            found["thresholds"]["values"], np.array(found["entrants"][entrant]["curve"])[:, 0], label=entrant, **style(entrant)
+        )
+    curves.set(xlabel=f"threshold, {found['thresholds']['unit']}", ylabel="SLO attainment (IQM)", title="trace-servegen")
+    curves.legend(frameon=False, fontsize=8)
+    uneven = unevenness()
+    peaks.plot(list(uneven), list(uneven.values()), color=INK, marker="o", markersize=4)
+    peaks.axhline(uneven[CUSTOMERS], color=RED, linestyle=":", label="bound of pooling: all eight")
+    peaks.set(xlabel="customers pooled", ylabel="99th percentile of the load over its mean", ylim=(0, None))
+    peaks.legend(frameon=False, fontsize=8)
+
+
+def unevenness() -> dict[int, float]:
+    """Compute the 99th percentile of the load over its mean, averaged over all pools of 1 to CUSTOMERS customers of ServeGen.
+
+    source   tokens as the head of envs/wwwserve/traces/servegen-reasoning.csv counts them: a prompt's are a tenth
+    """
+    edges = np.arange(0.0, 1800.0 + WINDOW_S, WINDOW_S)
+    customers = [
+        np.histogram(r[:, 0], edges, weights=r[:, 2] + r[:, 1] / 10)[0] for r in traces.deal("servegen-reasoning", CUSTOMERS)
+    ]
+    pools = {size: [sum(pool) for pool in combinations(customers, size)] for size in range(1, CUSTOMERS + 1)}
+    return {size: float(np.mean([np.percentile(load, 99) / load.mean() for load in loads])) for size, loads in pools.items()}
+
+
 def _level(value: float) -> str:
     return "no limit" if value == NO_LIMIT else "none" if value < 0 else f"{value:g}"
 
@@ -131,6 +165,7 @@ DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "credits": (wealth, (10, 3.4)),
     "populations": (populations, (5.5, 3.6)),
     "constants": (constants, (4.6, 4.2)),
+    "pooling": (pooling, (10, 3.4)),
 }
 
 

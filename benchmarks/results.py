@@ -16,10 +16,8 @@ PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "policies.md", ROOT / "RE
 FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
 SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
-MARK = re.compile(
-    r"<!-- (?P<kind>table|groups|best|claims|leaderboard|headline|specialists)(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->",
-    re.DOTALL,
-)
+KINDS = "table|groups|best|claims|leaderboard|headline|specialists|society"
+MARK = re.compile(rf"<!-- (?P<kind>{KINDS})(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
     "latency_s_mean": ("mean latency, s", ".1f"),
@@ -33,6 +31,8 @@ SEATS = {
     "slo_attainment": ("SLO attainment", ".3f"),
     "duel_win_rate": ("duel win rate", ".2f"),
 }
+WORLDS = (*(f"paper/{setting}" for setting in SETTINGS), "beyond/default")
+"""Experiments that claims are made of."""
 SPECIALISTS = {
     **{setting: (f"paper/{setting}", f"ppo_paper-{number}") for number, setting in enumerate(SETTINGS, 1)},
     "hardware that no training has met": ("beyond/new-hardware", "ppo_new-hardware"),
@@ -119,7 +119,7 @@ def claims() -> str:
         "over `single`, at a threshold",
     )
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    for name in (*(f"paper/{setting}" for setting in SETTINGS), "beyond/default"):
+    for name in WORLDS:
         found = kept(name)
         part = {key: one["summary"]["slo_attainment"] for key, one in found["entrants"].items()}
         delays = {key: one["summary"]["latency_s_mean"] for key, one in found["entrants"].items()}
@@ -143,6 +143,23 @@ def specialists() -> str:
         cells = [cell(part[key], ".3f") for key in ("paper", LEARNED, special)]
         lines.append(f"| {world} | {' | '.join(cells)} | {share} |")
     return "\n".join([*lines, "", "SLO attainment, of the tables of these worlds, by `python -m benchmarks.results`."])
+
+
+def society() -> str:
+    """Write what a market is worth to all, and to its worst-off: welfare, price of anarchy, the worst provider, Gini of wealth."""
+    heads = {
+        "welfare": ("welfare, reward of all", ".0f"),
+        "price_of_anarchy": ("price of anarchy", ".3f"),
+        "worst_provider_slo_attainment": ("attainment of the worst provider", ".3f"),
+        "gini_wealth": ("Gini of wealth", ".3f"),
+    }
+    lines = [f"| | entrant | {' | '.join(head for head, _ in heads.values())} |", "|---|---|" + "---:|" * len(heads)]
+    for name in WORLDS:
+        for entrant in ("single", "paper", LEARNED):
+            summary = kept(name)["entrants"][entrant]["summary"]
+            cells = [cell(summary[metric], form) for metric, (_, form) in heads.items()]
+            lines.append(f"| {name.partition('/')[2]} | `{entrant}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "Of the tables of these worlds, by `python -m benchmarks.results`."])
 
 
 def most_over_single(found: Found) -> tuple[float, float]:
@@ -204,6 +221,7 @@ WRITERS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "leaderboard": leaderboard,
     "specialists": specialists,
+    "society": society,
 }
 TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best}
 

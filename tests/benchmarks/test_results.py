@@ -188,6 +188,12 @@ def test_a_bond_leaves_the_learned_policy_above_the_papers_rules() -> None:
     assert attainment("beyond/bond", "ppo_wwwserve")[1] > attainment("beyond/bond", "paper")[2]
 
 
+def test_the_more_customers_are_pooled_the_more_even_their_load() -> None:
+    uneven = list(figures.unevenness().values())
+    assert uneven == sorted(uneven, reverse=True) and len(uneven) == 8
+    assert 6.0 < uneven[0] < 9.0 and 3.2 < uneven[-1] < 3.6, "one customer; all eight"
+
+
 def test_a_picture_shows_something(tmp_path: Path) -> None:
     for path in figures.draw_all(tmp_path):
         with Image.open(path) as picture:
