@@ -16,6 +16,7 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from settings import SettingsError, Slip
@@ -93,7 +94,7 @@ def table(jobs: Sequence[Job]) -> Table:
         shown.add_column(name, justify="left" if name in ("what sets it apart", "policy") else "right")
     for job in jobs:
         apart = " ".join(word for word in job.words if word not in common)
-        shown.add_row(str(job.number), apart, *_cells(job))
+        shown.add_row(str(job.number), escape(apart), *_cells(job))
     return shown
 
 

@@ -90,12 +90,13 @@ def main(words: Sequence[str]) -> int:
 
 def _list(found: Sequence[Entry]) -> int:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table("policy", "trained in", "agent-steps", f"{METRIC} there", "made by")
     for entry in found:
         steps = f"{entry.card['training']['agent_steps']:,}"
-        shown.add_row(entry.name, entry.home, steps, _shown(entry.score), str(entry.card["reproduce"]))
+        shown.add_row(entry.name, entry.home, steps, _shown(entry.score), escape(str(entry.card["reproduce"])))
     Console(width=None if sys.stdout.isatty() else 150).print(shown)
     return 0
 

@@ -57,6 +57,14 @@ def test_a_row_holds_what_sets_a_job_apart_and_its_own_policy(tmp_path: Path) ->
     assert line.split("│")[5].strip() == "-", "paper is not compared with itself"
 
 
+def test_a_list_that_sets_a_job_apart_is_shown_with_its_brackets(tmp_path: Path) -> None:
+    """The table's markup takes [paper] for a style."""
+    job(tmp_path, 0, ["agents.league.pool=[paper]"], evaluation("a", [0.9, 0.8, 0.95], [0.1, -0.05, 0.2]))
+    job(tmp_path, 1, ["agents.league.pool=[single]"], evaluation("b", [0.9, 0.8, 0.95], [0.1, -0.05, 0.2]))
+    shown = text(multirun.read_jobs(tmp_path))
+    assert "agents.league.pool=[paper]" in shown and "agents.league.pool=[single]" in shown
+
+
 def test_a_job_without_a_result_is_a_row_too_and_says_where_it_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = job(tmp_path, 0, ["seed=1"], None)
     job(tmp_path, 1, ["seed=2"], evaluation("single", [0.1, 0.1, 0.1], [0.0, 0.0, 0.0]))

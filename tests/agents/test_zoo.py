@@ -34,7 +34,10 @@ def test_the_list_names_every_shipped_policy_with_its_score_and_command(capsys: 
     told = capsys.readouterr().out
     for entry in zoo.entries(SHIPPED):
         assert entry.name in told and entry.score is not None and f"{entry.score.point:.3f}" in told
-    assert "python train.py" in told
+    words = "".join(told.replace("│", " ").split())
+    for entry in zoo.entries(SHIPPED):
+        made_by = str(entry.card["reproduce"]).split()
+        assert all(word in words for word in made_by), "also what looks like a tag, such as a pool of policies in brackets"
 
 
 def test_the_shipped_generalist_scores_what_its_card_says() -> None:
