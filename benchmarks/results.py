@@ -1,4 +1,4 @@
-"""The results page: tables and pictures of docs/results.md, written from benchmarks/results/SUITE/EXPERIMENT.json and nothing else.
+"""The results page: tables and pictures of docs/results.md, written from what is kept in benchmarks/results and nothing else.
 
 python -m benchmarks.results     write the page's tables, and the pictures in docs/figures; `make results` is the same
 """
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agents import findings
+from benchmarks import learning
+from benchmarks.measure import Spread
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results"
@@ -16,7 +18,7 @@ PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "policies.md", ROOT / "RE
 FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
 SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
-KINDS = "table|groups|best|claims|leaderboard|headline|specialists|society"
+KINDS = "table|groups|best|learning|gaps|claims|leaderboard|headline|specialists|society"
 MARK = re.compile(rf"<!-- (?P<kind>{KINDS})(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
@@ -45,6 +47,17 @@ SPECIALISTS = {
     "six regions, chat": ("beyond/wan", "ppo_wan"),
 }
 """World -> its experiment, and the policy that was trained on in it from the learned one."""
+TRAINED = {
+    "slo_attainment": ("SLO attainment", ".3f"),
+    "worst_provider_slo_attainment": ("of the worst-served", ".3f"),
+    "latency_s_mean": ("mean latency, s", ".1f"),
+    "welfare": ("welfare", ".0f"),
+    "gini_wealth": ("Gini of wealth", ".3f"),
+    "delegated_share": ("delegated share", ".2f"),
+}
+"""What is shown of trainings: metric -> heading and form."""
+COST = {"learning_s": ("learning, s", ",.0f", 1.0), "agent_steps_per_s": ("thousand agent-steps/s", ".1f", 1e3)}
+"""What their learning took: key -> heading, form, unit."""
 PAPER_RANGE_S = (200.0, 450.0)
 """SLO thresholds that the paper sweeps."""
 
@@ -52,13 +65,15 @@ Found = Mapping[str, Any]
 
 
 def kept(name: str) -> dict[str, Any]:
-    """Read the results of SUITE/EXPERIMENT.
+    """Read the results of SUITE/EXPERIMENT, or the figures of learning/NAME.
 
     errors   ValueError when there are none, or of another protocol
     """
     path = KEPT / f"{name}.json"
+    suite, _, experiment = name.partition("/")
+    if suite == "learning":
+        return learning.read_kept(path)
     if not path.is_file():
-        suite, _, experiment = name.partition("/")
         raise ValueError(f"{name}: has no results; python -m agents.evaluate --suite {suite} only=[{experiment}]")
     return findings.read(path)
 
@@ -108,6 +123,30 @@ def most(found: Found) -> tuple[str, Found]:
     others = {name: part for name, part in found["entrants"].items() if name != LEARNED}
     name = max(others, key=lambda name: others[name]["summary"]["slo_attainment"][0])
     return name, others[name]
+
+
+def trainings(found: Found) -> str:
+    """Write a table of trainings, a row a variant: what it reached from all its seeds, and what its learning took."""
+    heads = [head for head, _ in TRAINED.values()] + [head for head, *_ in COST.values()]
+    lines = [f"| variant | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for name, part in found["variants"].items():
+        cells = [cell(part["summary"][metric], form) for metric, (_, form) in TRAINED.items()]
+        cells += [Spread(*part[key]).over(unit).text(form) for key, (_, form, unit) in COST.items()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _trained(found)])
+
+
+def gaps(found: Found) -> str:
+    """Write how far the attainment of each variant is from the first one's."""
+    first, *others = found["variants"]
+    told = [f"`{name}` {cell(found['variants'][name]['difference']['slo_attainment'], '+.3f')}" for name in others]
+    return f"Attainment less that of `{first}`, on the same episodes: {', '.join(told)}."
+
+
+def _trained(found: Found) -> str:
+    seeds = f"{len(found['seeds'])} seeds of training with {found['steps']:,} agent-steps each"
+    busy = f"the machine had {found['cpus']} cores and a load of {found['load'][2]:.0f}"
+    return f"{found['title']}; {seeds}, {found['episodes']} episodes of every policy; {busy}. `{found['command']}`"
 
 
 def claims() -> str:
@@ -223,7 +262,7 @@ WRITERS: dict[str, Callable[[], str]] = {
     "specialists": specialists,
     "society": society,
 }
-TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best}
+TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best, "learning": trainings, "gaps": gaps}
 
 
 def fill(page: str) -> str:

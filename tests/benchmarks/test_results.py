@@ -13,7 +13,7 @@ from benchmarks import figures, results
 from benchmarks.results import KEPT, PAGES, ROOT, SETTINGS, fill, kept
 
 EVERY = sorted(path.relative_to(KEPT).with_suffix("").as_posix() for path in KEPT.glob("[!l]*/*.json"))
-ESTIMATE = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
+ESTIMATE = re.compile(r"[-+]?\d+\.\d+ \[[-+]?\d+\.\d+, [-+]?\d+\.\d+\]")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -56,6 +56,7 @@ def test_every_table_is_shown_once() -> None:
     ("page", "text"),
     [
         ("<!-- table: paper/setting-9 -->\n<!-- end -->", r"setting-9: has no results; python -m agents.evaluate --suite paper"),
+        ("<!-- learning: learning/none -->\n<!-- end -->", r"none.json: cannot be read .* python -m benchmarks.learning none"),
         ("<!-- table -->\n<!-- end -->", "<!-- table -->: needs SUITE/EXPERIMENT"),
         ("<!-- claims: paper/setting-1 -->\n<!-- end -->", "<!-- claims -->: takes no SUITE/EXPERIMENT"),
     ],
@@ -110,6 +111,51 @@ def test_all_125_constant_policies_were_played_and_the_one_beside_the_learned_po
 def attainment_of(part: Any) -> float:
     """Point alone."""
     return float(part["summary"]["slo_attainment"][0])
+
+
+def one_variant(agents: str, point: float, gap: float) -> dict[str, Any]:
+    """What is kept of a variant."""
+    triple, apart = [point, point - 0.01, point + 0.01], [gap, gap - 0.01, gap + 0.01]
+    return {
+        "agents": agents,
+        "summary": dict.fromkeys(results.TRAINED, triple),
+        "difference": {"slo_attainment": apart},
+        "learning_s": [70.0, 60.0, 80.0],
+        "agent_steps_per_s": [42_000.0, 37_500.0, 50_000.0],
+    }
+
+
+FIGURES_OF_LEARNING = {
+    "title": "Some learners",
+    "command": "python -m it",
+    "seeds": [0, 1, 2],
+    "steps": 3000,
+    "episodes": 200,
+    "cpus": 2,
+    "load": [9.0, 8.0, 7.4],
+    "variants": {
+        "one": one_variant("ppo", 0.5, 0.0),
+        "two": one_variant("mappo", 0.9, 0.4),
+        "three": one_variant("ppo", 0.4, -0.1),
+    },
+}
+
+
+def test_a_table_of_trainings_has_a_row_a_variant_in_the_order_of_its_file_with_what_its_learning_took() -> None:
+    head, _, *rows, empty, foot = results.trainings(FIGURES_OF_LEARNING).splitlines()
+    assert [row.split(" | ")[0] for row in rows] == ["| `one`", "| `two`", "| `three`"] and not empty
+    assert rows[1].startswith("| `two` | 0.900 [0.890, 0.910] |") and rows[1].endswith("| 70 (60 .. 80) | 42.0 (37.5 .. 50.0) |")
+    assert head.count("|") == rows[0].count("|")
+    assert foot == (
+        "Some learners; 3 seeds of training with 3,000 agent-steps each, 200 episodes of every policy; "
+        "the machine had 2 cores and a load of 7. `python -m it`"
+    )
+
+
+def test_gaps_are_told_of_every_variant_but_the_first() -> None:
+    assert results.gaps(FIGURES_OF_LEARNING) == (
+        "Attainment less that of `one`, on the same episodes: `two` +0.400 [+0.390, +0.410], `three` -0.100 [-0.110, -0.090]."
+    )
 
 
 def attainment(name: str, entrant: str) -> Any:
