@@ -119,7 +119,7 @@ def _policy_slips(agents: Any, place: str) -> list[Slip]:
         return []
     slips = []
     if agents.start is not None:
-        from agents.policy import folder_of  # it loads onnxruntime
+        from agents.names import folder_of
 
         rule = f"is {agents.start}, and there is no such trained policy; name a folder in policies_trained, or give its path"
         slips += [] if folder_of(agents.start) else [Slip(place, "start", rule)]
@@ -129,17 +129,19 @@ def _policy_slips(agents: Any, place: str) -> list[Slip]:
 
 
 def _seat_slips(name: str, place: str, key: str) -> list[Slip]:
-    from agents.card import PolicyError
-    from agents.policy import OnnxPolicy, load
+    """Refuse who can take no seat in a league, by its name and its card: loading a policy would take longer than a slip may."""
+    from agents.card import PolicyError, memory_of, read_card
+    from agents.names import find
 
     try:
-        found = load(name)
+        found = find(name)
+        memory = memory_of(read_card(found.folder)) if found.folder else None
     except PolicyError as error:
         return [Slip(place, key, f"is {name}: {str(error).removeprefix('policies: ')}")]
     rules = []
     if found.dispatch != "market":
         rules.append(f"is {name}, a scheduler in place of the market, which takes no seat in it; name a policy, such as paper")
-    if isinstance(found.policy, OnnxPolicy) and found.policy.memory:
+    if memory:
         rules.append(f"is {name}, which remembers; a league has no memories for its co-players; name a policy without one")
     return [Slip(place, key, rule) for rule in rules]
 

@@ -311,7 +311,8 @@ def _baseline(plan: Plan) -> "Baseline":
 def _evaluate(plan: Plan, subject: "Baseline") -> "Evaluation":
     """Play the run's own policy and every baseline on the same seeds."""
     from agents.evaluate import evaluate
-    from agents.policy import KINDS, load
+    from agents.names import KINDS
+    from agents.policy import load
     from agents.progress import CountingProgress
     from envs.wwwserve.batch import Batch
 

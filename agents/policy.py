@@ -3,13 +3,12 @@
 Imported by a serving node, so it knows the observation and action layouts of the market, and no learner and no environment.
 """
 
-import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +18,16 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from agents.card import CARD_FILE, POLICY_FILE, Memory, PolicyError, entry_of, memory_of, read_card
+from agents.names import Brain, Dispatch, find
 from market.action import ACTION_NAMES, ACTION_NVEC, IDLE, LEVELS, MASK_SIZE
 from market.observation import OBSERVATION_NAMES, OBSERVATION_SIZE
 
 INPUT, OUTPUT = "observation", "logits"
 MEMORY, NEXT_MEMORY = "memory", "next_memory"
 """What a policy that remembers takes and gives, too."""
-FOLDER = "policies_trained"
-HOUSE = Path(__file__).resolve().parents[1]
-"""Where the shipped policies are, for programs that run elsewhere."""
 HEADS = len(ACTION_NVEC)
 
 Actions = NDArray[np.int64]
-Brain = Literal["policy", "paper"]
-Dispatch = Literal["market", "paper_central", "central"]
-KINDS: dict[str, tuple[Brain, Dispatch]] = {
-    "single": ("policy", "market"),
-    "paper": ("paper", "market"),
-    "paper_central": ("policy", "paper_central"),
-    "central": ("policy", "central"),
-    "uniform": ("policy", "market"),
-}
-"""Policies that have a name and no folder."""
 ORT_ERRORS = (
     onnx_errors.Fail,
     onnx_errors.InvalidArgument,
@@ -276,51 +263,17 @@ def load(name_or_path: str | Path, *, seed: int = 0) -> Baseline:
     errors        PolicyError for a name that is not known and for a folder that cannot be used
     """
     text = str(name_or_path)
-    if text in KINDS:
-        return _named(text, seed)
-    if text.startswith("fixed"):
-        return Baseline(text, "policy", "market", LevelsPolicy(text, _levels(text)))
-    folder = folder_of(text)
-    if folder is not None:
-        return learned(folder, sample_seed=seed)
-    raise PolicyError(f"policies: there is no {text}; {_did_you_mean(text)}")
-
-
-def folder_of(name: str) -> Path | None:
-    """Find the folder of a policy: by its path, in FOLDER here, or among those that are shipped; None for a policy without one."""
-    if name in KINDS or name.startswith("fixed"):
-        return None
-    places = (Path(name), Path(FOLDER) / name, HOUSE / name, HOUSE / FOLDER / name)
-    return next((place for place in places if place.is_dir()), None)
+    found = find(text)
+    if found.folder is not None:
+        return learned(found.folder, sample_seed=seed)
+    policy = UniformPolicy(seed) if text == "uniform" else LevelsPolicy(text, found.levels or IDLE)
+    return Baseline(text, found.brain, found.dispatch, policy)
 
 
 def learned(folder: str | Path, *, sample_seed: int | None = 0) -> Baseline:
     """Load the trained policy of a folder as what steers all providers; errors as in OnnxPolicy."""
     policy = OnnxPolicy(folder, sample_seed=sample_seed)
     return Baseline(policy.name, "policy", "market", policy)
-
-
-def _named(name: str, seed: int) -> Baseline:
-    brain, dispatch = KINDS[name]
-    return Baseline(name, brain, dispatch, UniformPolicy(seed) if name == "uniform" else LevelsPolicy(name))
-
-
-def _levels(text: str) -> list[int]:
-    """Read fixed:ACCEPT,FORWARD,COMMIT, or with dashes, which lists of names leave whole."""
-    parts = text.removeprefix("fixed").removeprefix(":").replace("-", ",").split(",")
-    if not text.startswith("fixed:") or len(parts) != HEADS or not all(part.strip().isdecimal() for part in parts):
-        raise PolicyError(
-            f"policies: {text} must be fixed:ACCEPT-FORWARD-COMMIT with levels in [0, {LEVELS - 1}], such as fixed:3-2-2"
-        )
-    return [int(part) for part in parts]
-
-
-def _did_you_mean(text: str) -> str:
-    """Name the closest policy, or all."""
-    trained = [path.parent.name for path in sorted(Path(FOLDER).glob(f"[!.]*/{CARD_FILE}"))]
-    known = [*KINDS, "fixed:3-2-2", *trained]
-    close = difflib.get_close_matches(Path(text).name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}, or give a folder"
 
 
 def _open(path: Path, card: Mapping[str, Any], memory: Memory | None) -> Any:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from agents import protocol, statistics
 from agents.metrics import METRICS
-from agents.policy import Brain, Dispatch
+from agents.names import Brain, Dispatch
 from agents.publish import write_whole
 from agents.statistics import Estimate
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from agents.card import POLICY_FILE, PolicyError
 from agents.export import TOLERANCE, gap
+from agents.names import folder_of
 from agents.networks import RecurrentActor
-from agents.policy import OnnxPolicy, folder_of
+from agents.policy import OnnxPolicy
 from agents.settings import Learner
 
 

@@ -33,8 +33,10 @@ WORLD = ("market/*.py", "envs/wwwserve/*.py", "envs/wwwserve/**/*.csv", "conf/se
 """The code and tables of the market, which every number depends on."""
 SOURCES = (
     *WORLD,
+    "agents/card.py",
     "agents/evaluate.py",
     "agents/metrics.py",
+    "agents/names.py",
     "agents/policy.py",
     "agents/protocol.py",
     "agents/seats.py",
@@ -240,7 +242,7 @@ def entrant(cell: Cell, providers: int) -> Any:
 def _digests(cell: Cell) -> list[str]:
     """Digest the trained policies of a cell."""
     from agents.card import POLICY_FILE
-    from agents.policy import folder_of
+    from agents.names import folder_of
 
     folders = [folder_of(name) for name in (cell.policy, *cell.visitors)]
     return [hashlib.sha256((folder / POLICY_FILE).read_bytes()).hexdigest() for folder in folders if folder]

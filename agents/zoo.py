@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.card import CARD_FILE, PolicyError, read_card
-from agents.policy import FOLDER, HOUSE, learned
+from agents.names import FOLDER, HOUSE
+from agents.policy import learned
 from agents.statistics import Estimate, estimate
 
 METRIC = "slo_attainment"

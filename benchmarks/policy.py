@@ -19,7 +19,8 @@ import torch
 
 from agents.card import CARD_FILE, POLICY_FILE
 from agents.export import Actor, Origin, export
-from agents.policy import FOLDER, INPUT, OUTPUT, OnnxPolicy
+from agents.names import FOLDER
+from agents.policy import INPUT, OUTPUT, OnnxPolicy
 from agents.ppo import build
 from agents.provenance import source
 from benchmarks.measure import ROOT, child, report, show, spread

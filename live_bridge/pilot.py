@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from agents.card import CARD_FILE, POLICY_FILE, PolicyError
-from agents.policy import ORT_ERRORS, Baseline, Policy, folder_of, load
+from agents.names import folder_of
+from agents.policy import ORT_ERRORS, Baseline, Policy, load
 
 PATIENCE_S = 0.05
 """Seconds on the wall that a decision may take: it is some microseconds of work."""

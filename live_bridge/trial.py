@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from agents.card import CARD_FILE, POLICY_FILE, PolicyError
-from agents.policy import folder_of
+from agents.names import folder_of
 from live_bridge.pilot import ask, fenced, look_at
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE

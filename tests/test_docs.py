@@ -24,7 +24,8 @@ from PIL import Image
 
 from agents import metrics
 from agents.card import CARD_FILE, POLICY_FILE
-from agents.policy import FOLDER, learned
+from agents.names import FOLDER
+from agents.policy import learned
 from market.action import ACTION_VERSION, MASK_SIZE
 from market.observation import OBSERVATION_SIZE, OBSERVATION_VERSION
 from train import check_command_line

@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
 """Which room may import which."""
 ENTRIES = {"agents.evaluate": {"envs", "compose"}, "agents.rehearse": {"envs", "compose"}, "agents.suite": {"compose"}}
 """Modules that are programs, and the further rooms that they put together."""
-ONLY = {("live_bridge", "agents"): {"agents.card", "agents.policy", "agents.metrics"}}
+ONLY = {("live_bridge", "agents"): {"agents.card", "agents.names", "agents.policy", "agents.metrics"}}
 """Where one room may see but a part of another."""
 MARKET_LIBRARIES = {"numpy", "numba", "llvmlite"}
 PURE = set("collections dataclasses enum functools math operator typing".split())

@@ -277,7 +277,7 @@ def test_a_trained_policy_is_found_by_folder_and_by_name(write_folder: WriteFold
         ("centrl", "did you mean central[?]"),
         ("policies_trained/ppo_tny", "there is no policies_trained/ppo_tny; did you mean ppo_tiny[?]"),
         ("zzz", "choose from single, paper, paper_central, central, uniform, fixed:3-2-2, ppo_tiny, or give a folder"),
-        ("fixed:9,0,0", r"levels must be 3 integers in \[0, 4\] .*got \[9, 0, 0\]"),
+        ("fixed:9,0,0", r"must be fixed:ACCEPT-FORWARD-COMMIT with levels in \[0, 4\]"),
         ("fixed:1,2", "must be fixed:ACCEPT-FORWARD-COMMIT"),
         ("fixed", "must be fixed:ACCEPT-FORWARD-COMMIT"),
         ("fixed:a,b,c", "must be fixed:ACCEPT-FORWARD-COMMIT"),

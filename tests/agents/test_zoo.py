@@ -9,7 +9,7 @@ import yaml
 
 from agents import zoo
 from agents.card import CARD_FILE, POLICY_FILE, PolicyError
-from agents.policy import FOLDER, HOUSE
+from agents.names import FOLDER, HOUSE
 
 SHIPPED = HOUSE / FOLDER
 
