@@ -95,7 +95,7 @@ def certificates(settings: NodeSettings) -> tuple[ssl.SSLContext | None, ssl.SSL
 def engine_key(settings: NodeSettings) -> Headers:
     """Headers with the engine's own API key.
 
-    errors   Slipped when its file cannot be read
+    errors   Slipped when its file cannot be read, or holds no key
     """
     path = settings.backend.key_file
     if path is None:
@@ -104,6 +104,8 @@ def engine_key(settings: NodeSettings) -> Headers:
         key = Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Slipped(f"backend.key_file: {path}: cannot be read: {error}") from None
+    if not key or not key.isprintable():
+        raise Slipped(f"backend.key_file: {path}: must hold one key in one line, found {len(key.splitlines())} lines")
     return [(b"authorization", b"Bearer " + key.encode())]
 
 

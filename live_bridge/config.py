@@ -248,6 +248,17 @@ def _parse(text: str, place: str) -> dict[str, Any]:
     return values
 
 
+def value_of(key: str, text: str) -> Any:
+    """Read the value of KEY=VALUE on a command line, as YAML has it.
+
+    errors   SettingsError
+    """
+    try:
+        return yaml.load(text, Loader=yaml.CSafeLoader)
+    except yaml.YAMLError:
+        raise SettingsError(Slip("command line", key, f"must be a value as YAML has it, got {text!r}; quote it")) from None
+
+
 def leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Every setting by its full key, such as backend.url, in order."""
     out: list[tuple[str, Any]] = []

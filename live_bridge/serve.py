@@ -7,9 +7,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from live_bridge.config import documented, node_settings
+from live_bridge.config import documented, node_settings, value_of
 from settings import SettingsError, Slip
 
 SHORT = {
@@ -63,10 +61,7 @@ def spoken(args: argparse.Namespace) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise SettingsError(Slip("command line", word, "must be KEY=VALUE, such as control_s=2"))
-        try:
-            out[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise SettingsError(Slip("command line", key, f"must be a value as YAML has it, got {value!r}; quote it")) from None
+        out[key] = value_of(key, value)
     return out
 
 

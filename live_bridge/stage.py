@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from live_bridge.config import value_of
 from live_bridge.episode import Episode
 from live_bridge.fleet import Member, free_ports, node
 from settings import SettingsError, Slip
@@ -103,7 +104,7 @@ def read(args: argparse.Namespace) -> Stage:
     words += [f"providers={nodes}"] if nodes is not None else []
     words += [f"profiles=[{','.join(_list(args.profiles))}]"] if args.profiles else []
     words += [word for word in args.settings if word not in mine]
-    spoken = {key: yaml.safe_load(value) for key, _, value in pairs}
+    spoken = {key: value_of(NODE_WORD + key, value) for key, _, value in pairs}
     return Stage(args.backend, speed, nodes, urls, args.launch, spoken, tuple(words))
 
 

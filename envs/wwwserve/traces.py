@@ -52,7 +52,10 @@ def _text(path: str | Path) -> tuple[str, str]:
     if not file.is_file():
         known = ", ".join(names())
         raise ValueError(f"{file}: no such trace; give one of {known}, or the path of a CSV file with columns {', '.join(COLUMNS)}")
-    return file.read_text(encoding="utf-8"), str(file)
+    try:
+        return file.read_text(encoding="utf-8"), str(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as text: {error}") from None
 
 
 def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

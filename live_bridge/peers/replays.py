@@ -153,13 +153,11 @@ class Replays:
         if generation.path is None:
             generation.path = self._folder / f"{PREFIX}{int(generation.start_s * 1000):015d}{SUFFIX}"
         generation.file = os.open(generation.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if os.fstat(generation.file).st_size:
-            os.write(generation.file, b"\n")  # ends a line that a crash or a full disk has torn
 
     def _write(self, generation: _Generation, line: bytes) -> None:
         if generation.file < 0:
             return
-        line += b"\n"
+        line = b"\n" + line  # in front: it ends what a crash or a full disk has torn, which would take this line with it
         if os.write(generation.file, line) != len(line):
             raise OSError(f"{generation.path}: the disk is full")
 

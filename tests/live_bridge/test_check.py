@@ -287,6 +287,7 @@ SLIPS: list[tuple[list[str], str]] = [
     (["--replays", "1"], "--replays must be >= 2, got 1"),
     (["--repetitions", "0"], "--repetitions must be >= 1, got 0"),
     (["node.control_s"], "node.control_s must be node.KEY=VALUE"),
+    (["node.control_s=[1"], "command line: node.control_s must be a value as YAML has it, got '[1'; quote it"),
     (["--scenario", "paper2"], "command line: env=paper2 names no file of conf/env"),
     (["--policies", "papr"], "there is no papr; did you mean paper?"),
     (["env.horizon=3"], "command line: env.horizon is not a setting; did you mean horizon_s?"),

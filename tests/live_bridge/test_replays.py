@@ -1,5 +1,8 @@
 """What a door remembers: as long as a message can be valid, no longer than that matters, in bounded room."""
 
+import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,51 @@ def test_files_hold_two_generations_and_only_their_owner_reads_them(tmp_path: Pa
     (tmp_path / "seen" / "messages-000000000000001.seen").write_text("stale\n")
     again = Replays(tmp_path / "seen", BOUNDS, NOW + 700)
     assert len(again) == 6 and len(list((tmp_path / "seen").iterdir())) == 2
+
+
+def failing(luck: random.Random, real: Callable[[int, bytes], int]) -> Callable[[int, bytes], int]:
+    """A disk that now and then is full in the middle of a line, or before it."""
+
+    def write(file: int, line: bytes) -> int:
+        chance = luck.random()
+        if chance < 0.1:
+            raise OSError("No space left on device")
+        return real(file, line[: luck.randrange(len(line))]) if chance < 0.3 else real(file, line)
+
+    return write
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_taken_is_known_in_the_next_life_whatever_the_disk_did_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    luck = random.Random(seed)
+    monkeypatch.setattr(os, "write", failing(luck, os.write))
+    replays, taken, refused = Replays(tmp_path, BOUNDS, NOW), dict[bytes, bytes](), 0
+    for k in range(200):
+        key = ALICE + k.to_bytes(16, "big")
+        try:
+            replays.add(ALICE, key, k.to_bytes(32, "big"), NOW + k / 100)
+            taken[key] = k.to_bytes(32, "big")
+        except OSError:
+            refused += 1
+            assert replays.find(key) is None, "a message that could not be written has no effect"
+        if luck.random() < 0.1:
+            replays.close()  # as a kill leaves it: nothing is written at the end
+            replays = Replays(tmp_path, BOUNDS, NOW + k / 100)
+            assert {key: entry.digest for key in taken if (entry := replays.find(key))} == taken
+    assert refused > 20 and len(taken) > 100
+
+
+def test_a_reply_that_could_not_be_written_takes_no_later_message_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays = Replays(tmp_path, BOUNDS, NOW)
+    filled(replays, ALICE, 2, NOW)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: real(file, line[:20]))
+    with pytest.raises(OSError, match="the disk is full"):
+        replays.keep(ALICE + bytes(16), Reply(200, [], b"lost"))
+    monkeypatch.setattr(os, "write", real)
+    replays.add(b"b" * 20, b"b" * 36, bytes(32), NOW)
+    replays.close()
+    again = Replays(tmp_path, BOUNDS, NOW)
+    assert again.find(b"b" * 36) is not None and again.find(ALICE + bytes(16)).reply is None

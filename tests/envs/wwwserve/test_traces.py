@@ -43,6 +43,13 @@ def test_a_bad_trace_is_refused(tmp_path: Path, text: str, words: str) -> None:
         traces.load(write(tmp_path, text))
 
 
+def test_a_file_that_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_bytes(HEAD.encode() + b"\xd0\xff\n")
+    with pytest.raises(ValueError, match=r"trace\.csv: cannot be read as text: 'utf-8' codec"):
+        traces.load(file)
+
+
 def test_a_trace_that_is_not_there_is_refused(tmp_path: Path) -> None:
     words = "nothing.csv: no such trace; give one of .*servegen-reasoning, or the path of a CSV file with columns arrival_s"
     with pytest.raises(ValueError, match=words):
