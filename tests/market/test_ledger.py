@@ -132,6 +132,40 @@ def test_no_more_is_paid_than_was_set_aside() -> None:
         ledger.settle(a, 0, 1, 7, 8)
 
 
+@pytest.mark.parametrize("escrowed", [0, 1])
+def test_work_that_is_done_is_paid_with_and_without_escrow(escrowed: int) -> None:
+    a = accounts(10, 0)
+    assert ledger.set_aside(a[0], 7, escrowed)
+    assert column(a, ACCOUNT, "escrow_micro") == [7 * escrowed, 0]
+    assert ledger.pay_up(a, 0, 1, 7, escrowed) == 7
+    assert column(a, ACCOUNT, "credit_micro") == [3, 7] and column(a, ACCOUNT, "escrow_micro") == [0, 0]
+
+
+@pytest.mark.parametrize("escrowed", [0, 1])
+def test_work_that_is_not_done_costs_nothing_with_and_without_escrow(escrowed: int) -> None:
+    a = accounts(10, 0)
+    before = image(a, ACCOUNT)
+    assert ledger.set_aside(a[0], 7, escrowed)
+    ledger.give_back(a, 0, 7, escrowed)
+    assert image(a, ACCOUNT) == before
+
+
+def test_escrow_refuses_whoever_is_broke_before_the_work_and_without_it_the_work_is_not_paid() -> None:
+    a = accounts(6, 0)
+    before = image(a, ACCOUNT)
+    assert not ledger.set_aside(a[0], 7, 1)
+    assert ledger.set_aside(a[0], 7, 0), "nobody asks"
+    assert ledger.pay_up(a, 0, 1, 7, 0) == 0
+    assert image(a, ACCOUNT) == before, "and nothing is paid in part"
+
+
+def test_with_escrow_the_executor_is_paid_though_its_payer_is_broke_by_then() -> None:
+    a = accounts(7, 0, 0)
+    assert ledger.set_aside(a[0], 7, 1)
+    assert not ledger.pay(a, 0, 2, 1)
+    assert ledger.pay_up(a, 0, 1, 7, 1) == 7
+
+
 def test_commitment_turns_credit_into_stake() -> None:
     a = accounts(10)
     assert ledger.commit(a[0], 4)
