@@ -101,3 +101,16 @@ def test_work_that_is_sent_away_is_counted_on_both_sides() -> None:
     assert executor != 0 and tables.request[r].state == REMOTE
     assert tables.node[0].away == 1 and tables.node[executor].guests == 1
     assert tables.net[0].events == 1 and tables.event[0].time_s == pytest.approx(1.0 + delay_s(world, 0, 0, executor))
+
+
+@pytest.mark.parametrize(("way_s", "stays"), [(0.001, False), (500.0, True)])
+def test_the_aware_scheduler_counts_the_way_there_and_back(way_s: float, stays: bool) -> None:
+    delay = {"lab": {"lab": 0.0005, "far": way_s}, "far": {"lab": way_s, "far": 0.0005}}
+    scenario = market(who(), replace(who(), regions=["far"]), delay_s=delay)
+    world = Batch(scenario, TERMS, PROFILES, networks=1, seed=1, dispatch="central", autoreset=False).world
+    luck = random.Random(0)
+    for _ in range(12):
+        put(world, 0, 0, job(world, 0, luck), 0.0, 1)
+    r = job(world, 0, luck)
+    schedule(world, 0, 0, r, 1.0)
+    assert (placed(world, r) == 0) == stays
