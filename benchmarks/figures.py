@@ -15,6 +15,7 @@ from agents.metrics import TIME_BINS
 from agents.publish import write_whole
 from agents.report import BLUE, GREEN, INK, ORANGE, RED, STYLES
 from benchmarks import results
+from benchmarks.proof.summary import OVERALL
 from envs.wwwserve import traces
 from market.action import ACCEPT_LEVELS, COMMIT_LEVELS, FORWARD_LEVELS, LEVELS, NO_LIMIT
 
@@ -158,6 +159,21 @@ def _level(value: float) -> str:
     return "no limit" if value == NO_LIMIT else "none" if value < 0 else f"{value:g}"
 
 
+def live(figure: Figure) -> None:
+    """What users got on real engines, by load and policy."""
+    summary = results.kept("live/plays")["summary"]
+    loads = [where for where in summary["loads"] if where != OVERALL]
+    shown = {"slo_attainment": "SLO attainment (mean, 95 %)", "latency_s_mean": "mean latency, s"}
+    for axes, (metric, label) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        for number, name in enumerate(summary["policies"]):
+            points = np.array([summary["estimates"][load][name][metric] for load in loads])
+            place = np.arange(len(loads)) + 0.06 * (number - 1)
+            axes.errorbar(place, points[:, 0], np.abs(points[:, 1:].T - points[:, 0:1].T), label=name, capsize=3, **style(name))
+        axes.set_xticks(np.arange(len(loads)), loads)
+        axes.set(xlabel="users of the busy node, over its capacity", ylabel=label, ylim=(0.0, None))
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
 DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "settings": (settings, (15, 3.8)),
     "quality": (quality, (15, 3.4)),
@@ -166,6 +182,7 @@ DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "populations": (populations, (5.5, 3.6)),
     "constants": (constants, (4.6, 4.2)),
     "pooling": (pooling, (10, 3.4)),
+    "live": (live, (10, 3.4)),
 }
 
 

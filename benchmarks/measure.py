@@ -86,6 +86,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
+def cell(triple: list[float] | None, form: str) -> str:
+    """Write an estimate and its interval; a dash where there is none."""
+    return "-" if triple is None else f"{triple[0]:{form}} [{triple[1]:{form}}, {triple[2]:{form}}]"
+
+
 def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
     """Sum up the ratios of what was measured in pairs."""
     return spread([a / b for a, b in zip(above, below, strict=True)])

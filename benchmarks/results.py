@@ -10,7 +10,9 @@ from typing import Any
 
 from agents import findings
 from benchmarks import learning
-from benchmarks.measure import Spread
+from benchmarks.measure import Spread, cell
+from benchmarks.proof import kept as live
+from benchmarks.proof import tables
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results"
@@ -18,7 +20,7 @@ PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "policies.md", ROOT / "RE
 FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
 SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
-KINDS = "table|groups|best|learning|gaps|claims|leaderboard|headline|specialists|society"
+KINDS = "table|groups|best|plays|duels|learning|gaps|claims|leaderboard|headline|specialists|society"
 MARK = re.compile(rf"<!-- (?P<kind>{KINDS})(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
@@ -65,7 +67,7 @@ Found = Mapping[str, Any]
 
 
 def kept(name: str) -> dict[str, Any]:
-    """Read the results of SUITE/EXPERIMENT, or the figures of learning/NAME.
+    """Read the results of SUITE/EXPERIMENT, the figures of learning/NAME, or what was played on real engines as live/PART.
 
     errors   ValueError when there are none, or of another protocol
     """
@@ -73,14 +75,11 @@ def kept(name: str) -> dict[str, Any]:
     suite, _, experiment = name.partition("/")
     if suite == "learning":
         return learning.read_kept(path)
+    if suite == "live":
+        return live.read(path)
     if not path.is_file():
         raise ValueError(f"{name}: has no results; python -m agents.evaluate --suite {suite} only=[{experiment}]")
     return findings.read(path)
-
-
-def cell(triple: list[float] | None, form: str) -> str:
-    """Write an estimate and its interval; a dash where there is none."""
-    return "-" if triple is None else f"{triple[0]:{form}} [{triple[1]:{form}}, {triple[2]:{form}}]"
 
 
 def table(found: Found) -> str:
@@ -263,6 +262,7 @@ WRITERS: dict[str, Callable[[], str]] = {
     "society": society,
 }
 TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best, "learning": trainings, "gaps": gaps}
+TABLES |= {"plays": tables.plays, "duels": tables.duels}
 
 
 def fill(page: str) -> str:

@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   python -m benchmarks.proof plays                        27 plays on real engines, half an hour; Ctrl-C and again goes on
   python -m benchmarks.proof plays --loads 1.2 --repetitions 2 --keep runs/proof/short --out short.json
   python -m benchmarks.proof plays --quick                emulated engines, fast: no vLLM, and nothing under benchmarks/results
-  python -m benchmarks.proof duels                        12 minutes of duels between SmolLM2 and its 3-bit copy
+  python -m benchmarks.proof duels                        9 minutes of duels between SmolLM2 and its 3-bit copy
   python -m benchmarks.results                            then: tables and pictures of docs/results.md
 """
 

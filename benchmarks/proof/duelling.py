@@ -23,7 +23,7 @@ from live_bridge.http.client import Client
 from settings import SettingsError, Slip
 
 BITS = 3
-SECONDS = 720.0
+SECONDS = 540.0
 LETTERS_SHARE = 0.25
 """Of the time, in which the judge is asked for a letter instead of what it finds likelier."""
 SERVING = ("--max-num-seqs", "8", "--max-model-len", "2048", "--block-size", "32")
@@ -138,6 +138,8 @@ def summarise(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "duels": sum(record["duels"].values()),
         "decided": won + lost,
+        "undecided": record["duels"]["undecided"],
+        "called_off": record["duels"]["called_off"],
         "honest_wins": won,
         "honest_share": wilson(won, won + lost) if won + lost else None,
         "credits_gained": gained,

@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ import yaml
 
 from benchmarks.measure import ROOT
 from benchmarks.proof.questions import question
+from live_bridge.check import targets_of
 from live_bridge.fleet import Fleet, FleetError, Member, free_ports, node
 from live_bridge.http.client import Client
 from live_bridge.http.message import HttpClient, HttpError
+from live_bridge.load import Target
 from live_bridge.states import State, states_of, wealth_of
 
 ROLES = {"users": "fixed:0-4-2", "honest": "fixed:4-0-2", "lemon": "fixed:4-0-2", "judge": "fixed:0-0-2"}
@@ -27,9 +30,10 @@ USERS, HONEST, LEMON, JUDGE = range(4)
 TERMS = {"duel_rate": 1.0, "initial_credit": 2000, "offer_timeout_s": 10, "suspect_rounds": 20, "gone_rounds": 20}
 """What differs from conf/market/paper.yaml: all is duelled, and busy cores are not taken for dead peers."""
 SLO_S = 120.0
-READY_S, STOP_S, KNOWN_S, SETTLED_S = 90.0, 20.0, 60.0, 120.0
+READY_S, STOP_S, KNOWN_S, SETTLED_S, TOLD_S = 90.0, 20.0, 60.0, 120.0, 15.0
 LOOK_S = 0.2
-RESULTS = ("settled", "undecided", "called_off")
+SETTLED = "settled"
+RESULTS = (SETTLED, "undecided", "called_off")
 
 
 class Contest(NamedTuple):
@@ -88,8 +92,11 @@ async def contest(
             await fleet.start(nodes[1:])
             await _until(lambda: _acquainted(client, urls), KNOWN_S, "the nodes have not found each other")
             before = await states_of(client, urls), await wealth_of(client, urls[USERS])
-            answered, failed = await _ask_all(client, urls[USERS], held, tell)
+            users = (await targets_of(client, urls))[USERS]
+            answered, failed = await _ask_all(client, users, held, tell)
             await _until(lambda: _settled(client, urls), SETTLED_S, "duels are left without an end")
+            with suppress(FleetError):  # a verdict that was lost on its way is in nobody's counters
+                await _until(lambda: _told(client, urls), TOLD_S, "executors have not heard how their duels ended")
             after = await states_of(client, urls), await wealth_of(client, urls[USERS])
             results = {name: await _metric(client, urls[USERS], f'wwwserve_duels_total{{result="{name}"}}') for name in RESULTS}
         return record_of(held, before, after, results) | {"answered": answered, "failed": failed}
@@ -97,25 +104,25 @@ async def contest(
         await client.close()
 
 
-async def _ask_all(client: HttpClient, url: str, held: Contest, tell: Callable[[str], None]) -> tuple[int, int]:
+async def _ask_all(client: HttpClient, users: Target, held: Contest, tell: Callable[[str], None]) -> tuple[int, int]:
     """Ask, some at once, until the time is over; returns how many were answered, and how many were not."""
     numbers, counts, end_s = itertools.count(), [0, 0], time.monotonic() + held.seconds
 
     async def user() -> None:
         while time.monotonic() < end_s:
-            counts[not await _asked(client, url, held, next(numbers))] += 1
+            counts[not await _asked(client, users, held, next(numbers))] += 1
             if sum(counts) % 25 == 0:
                 tell(f"{held.name}: {sum(counts)} questions asked, {max(end_s - time.monotonic(), 0.0) / 60:.1f} min left")
 
-    async with asyncio.TaskGroup() as users:
+    async with asyncio.TaskGroup() as group:
         for _ in range(held.at_once):
-            users.create_task(user())
+            group.create_task(user())
     return counts[0], counts[1]
 
 
-async def _asked(client: HttpClient, url: str, held: Contest, number: int) -> bool:
+async def _asked(client: HttpClient, users: Target, held: Contest, number: int) -> bool:
     """Ask one question; whether it was answered."""
-    body = {
+    body = ({} if users.model is None else {"model": users.model}) | {
         "messages": [{"role": "user", "content": question(number)}],
         "max_tokens": held.max_tokens,
         "temperature": held.temperature,
@@ -124,7 +131,7 @@ async def _asked(client: HttpClient, url: str, held: Contest, number: int) -> bo
     headers = [(b"content-type", b"application/json")]
     try:
         with await client.request(
-            "POST", f"{url}/v1/chat/completions", headers, json.dumps(body).encode(), first_byte_s=SLO_S
+            "POST", f"{users.url}/v1/chat/completions", headers, json.dumps(body).encode(), first_byte_s=SLO_S
         ) as reply:
             await reply.body(1 << 20)
             return reply.status == 200
@@ -169,6 +176,12 @@ async def _settled(client: HttpClient, urls: Sequence[str]) -> bool:
     """Whether no duel is under way, and no credit is set aside."""
     states = [json.loads(await _page(client, f"{url}/market/v1/state")) for url in urls]
     return not any(state["duels"] or state["works"] or state["balances"]["escrow"] for state in states)
+
+
+async def _told(client: HttpClient, urls: Sequence[str]) -> bool:
+    """Whether the duellists know of as many winners as the users' node has settled duels."""
+    won = sum(state.counters["duels_won"] for state in await states_of(client, urls))
+    return won == await _metric(client, urls[USERS], f'wwwserve_duels_total{{result="{SETTLED}"}}')
 
 
 async def _metric(client: HttpClient, url: str, name: str) -> float:

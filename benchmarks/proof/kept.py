@@ -70,8 +70,10 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Read a file of results.
 
-    errors   ValueError when it is none, or of another format
+    errors   ValueError when it is not there, none, or of another format
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: is not there; python -m benchmarks.proof {path.stem}")
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict) or (found.get("kind"), found.get("format")) != (KIND, FORMAT):
         raise ValueError(f"{path}: must begin with kind {KIND} and format {FORMAT}; python -m benchmarks.proof {path.stem}")

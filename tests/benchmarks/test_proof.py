@@ -295,7 +295,8 @@ def test_a_contest_is_summed_up_by_who_won_and_what_moved() -> None:
     after = [state(role, *won[role]) for role in duels.ROLES], wealth
     record = duels.record_of(held, before, after, {"settled": 10.0, "undecided": 4.0, "called_off": 0.0})
     found = duelling.summarise(record)
-    assert (found["duels"], found["decided"], found["honest_wins"]) == (14, 10, 8)
+    assert (found["duels"], found["decided"], found["undecided"], found["called_off"]) == (14, 10, 4, 0)
+    assert found["honest_wins"] == 8
     assert found["honest_share"][0] == 0.8
     assert found["credits_gained"] == {"users": -30.0, "honest": 20.0, "lemon": 0.0, "judge": 10.0}
     assert found["money_difference"] == 0.0

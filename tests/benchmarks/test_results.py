@@ -12,6 +12,7 @@ from agents import protocol, suite
 from benchmarks import figures, results
 from benchmarks.results import KEPT, PAGES, ROOT, SETTINGS, fill, kept
 
+LIVE = ("live/plays", "live/duels")
 EVERY = sorted(path.relative_to(KEPT).with_suffix("").as_posix() for path in KEPT.glob("[!l]*/*.json"))
 ESTIMATE = re.compile(r"[-+]?\d+\.\d+ \[[-+]?\d+\.\d+, [-+]?\d+\.\d+\]")
 
@@ -49,7 +50,7 @@ def test_results_are_of_the_protocol_and_of_the_entrants_that_the_suite_names(na
 def test_every_table_is_shown_once() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     shown = [match["name"] for match in results.MARK.finditer(text) if match["name"]]
-    assert set(shown) == set(EVERY)
+    assert set(shown) == {*EVERY, *LIVE}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,8 @@ def test_every_table_is_shown_once() -> None:
     [
         ("<!-- table: paper/setting-9 -->\n<!-- end -->", r"setting-9: has no results; python -m agents.evaluate --suite paper"),
         ("<!-- learning: learning/none -->\n<!-- end -->", r"none.json: cannot be read .* python -m benchmarks.learning none"),
+        ("<!-- plays: live/other -->\n<!-- end -->", r"live/other.json: is not there; python -m benchmarks.proof other"),
+        ("<!-- plays -->\n<!-- end -->", "<!-- plays -->: needs SUITE/EXPERIMENT"),
         ("<!-- table -->\n<!-- end -->", "<!-- table -->: needs SUITE/EXPERIMENT"),
         ("<!-- claims: paper/setting-1 -->\n<!-- end -->", "<!-- claims -->: takes no SUITE/EXPERIMENT"),
     ],
