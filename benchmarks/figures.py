@@ -155,6 +155,25 @@ def unevenness() -> dict[int, float]:
     return {size: float(np.mean([np.percentile(load, 99) / load.mean() for load in loads])) for size, loads in pools.items()}
 
 
+def social(figure: Figure) -> None:
+    """What trainings reach when a provider is rewarded for itself, for the mean of all, and between; a point a seed."""
+    found = results.kept("learning/social")
+    panels = ("slo_attainment", "worst_provider_slo_attainment", "gini_wealth")
+    for axes, metric in zip(figure.subplots(1, 3), panels, strict=True):
+        for learner, colour, aside in (("ppo", RED, 0.0), ("mappo", BLUE, 0.03)):
+            parts = [part for part in found["variants"].values() if part["agents"] == learner]
+            weights = np.array([part["social"] for part in parts]) + aside
+            points = np.array([part["summary"][metric] for part in parts])
+            error = np.abs(points[:, 1:].T - points[:, 0])
+            axes.errorbar(weights, points[:, 0], error, label=learner, color=colour, marker="o", capsize=3)
+            for weight, part in zip(weights, parts, strict=True):
+                seeds = part["per_seed"][metric]
+                axes.scatter([weight] * len(seeds), seeds, color=colour, s=10, alpha=0.5)
+        axes.set(title=results.TRAINED[metric][0], xlabel="weight of the mean over all providers")
+    figure.axes[0].set_ylabel("IQM, 95 % over training seeds")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
 def _level(value: float) -> str:
     return "no limit" if value == NO_LIMIT else "none" if value < 0 else f"{value:g}"
 
@@ -183,6 +202,7 @@ DRAWINGS: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "constants": (constants, (4.6, 4.2)),
     "pooling": (pooling, (10, 3.4)),
     "live": (live, (10, 3.4)),
+    "social": (social, (12, 3.4)),
 }
 
 

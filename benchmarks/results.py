@@ -20,7 +20,7 @@ PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "policies.md", ROOT / "RE
 FIGURES = ROOT / "docs" / "figures"
 LEARNED = "ppo_wwwserve"
 SETTINGS = ("setting-1", "setting-2", "setting-3", "setting-4")
-KINDS = "table|groups|best|plays|duels|learning|gaps|claims|leaderboard|headline|specialists|society"
+KINDS = "table|groups|best|plays|duels|learning|gaps|cost|claims|leaderboard|headline|specialists|society"
 MARK = re.compile(rf"<!-- (?P<kind>{KINDS})(?:: (?P<name>[\w/-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 METRICS = {
     "slo_attainment": ("SLO attainment", ".3f"),
@@ -125,14 +125,23 @@ def most(found: Found) -> tuple[str, Found]:
 
 
 def trainings(found: Found) -> str:
-    """Write a table of trainings, a row a variant: what it reached from all its seeds, and what its learning took."""
-    heads = [head for head, _ in TRAINED.values()] + [head for head, *_ in COST.values()]
-    lines = [f"| variant | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    """Write a table of trainings, a row a variant: what it reached from all its seeds."""
+    lines = [f"| variant | {' | '.join(head for head, _ in TRAINED.values())} |", "|---|" + "---:|" * len(TRAINED)]
     for name, part in found["variants"].items():
         cells = [cell(part["summary"][metric], form) for metric, (_, form) in TRAINED.items()]
-        cells += [Spread(*part[key]).over(unit).text(form) for key, (_, form, unit) in COST.items()]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _trained(found)])
+    seeds = f"{len(found['seeds'])} seeds of training with {found['steps']:,} agent-steps each"
+    return "\n".join([*lines, "", f"{found['title']}; {seeds}, {found['episodes']} episodes of every policy. `{found['command']}`"])
+
+
+def cost(found: Found) -> str:
+    """Write a table of what the learning of each variant took, over its seeds, and how busy the machine was."""
+    lines = [f"| variant | {' | '.join(head for head, *_ in COST.values())} |", "|---|" + "---:|" * len(COST)]
+    for name, part in found["variants"].items():
+        cells = [Spread(*part[key]).over(unit).text(form) for key, (_, form, unit) in COST.items()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    busy = f"{found['cpus']} cores, shared with other work: a load of {found['load'][2]:.0f} at the end"
+    return "\n".join([*lines, "", f"Median, least and greatest of {len(found['seeds'])} seeds, on {busy}. `{found['command']}`"])
 
 
 def gaps(found: Found) -> str:
@@ -140,12 +149,6 @@ def gaps(found: Found) -> str:
     first, *others = found["variants"]
     told = [f"`{name}` {cell(found['variants'][name]['difference']['slo_attainment'], '+.3f')}" for name in others]
     return f"Attainment less that of `{first}`, on the same episodes: {', '.join(told)}."
-
-
-def _trained(found: Found) -> str:
-    seeds = f"{len(found['seeds'])} seeds of training with {found['steps']:,} agent-steps each"
-    busy = f"the machine had {found['cpus']} cores and a load of {found['load'][2]:.0f}"
-    return f"{found['title']}; {seeds}, {found['episodes']} episodes of every policy; {busy}. `{found['command']}`"
 
 
 def claims() -> str:
@@ -261,8 +264,8 @@ WRITERS: dict[str, Callable[[], str]] = {
     "specialists": specialists,
     "society": society,
 }
-TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best, "learning": trainings, "gaps": gaps}
-TABLES |= {"plays": tables.plays, "duels": tables.duels}
+TABLES: dict[str, Callable[[Found], str]] = {"table": table, "groups": groups, "best": best}
+TABLES |= {"plays": tables.plays, "duels": tables.duels, "learning": trainings, "gaps": gaps, "cost": cost}
 
 
 def fill(page: str) -> str:

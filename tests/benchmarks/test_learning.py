@@ -199,7 +199,7 @@ def test_a_slip_on_the_command_line_is_named(words: list[str], text: str, capsys
 def test_help_names_examples_studies_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0 and main([]) == 0
     text = capsys.readouterr().out
-    assert "NAME is one of learners, social" in text and "steps: 3_000_000" in text and "a quick look" in text
+    assert "NAME is one of learners, social" in text and "steps: 2_000_000" in text and "a quick look" in text
 
 
 @pytest.mark.parametrize("name", ["learners", "social"])

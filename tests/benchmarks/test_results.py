@@ -11,9 +11,12 @@ from PIL import Image
 from agents import protocol, suite
 from benchmarks import figures, results
 from benchmarks.results import KEPT, PAGES, ROOT, SETTINGS, fill, kept
+from compose import compose
+from settings import plain
 
 LIVE = ("live/plays", "live/duels")
 EVERY = sorted(path.relative_to(KEPT).with_suffix("").as_posix() for path in KEPT.glob("[!l]*/*.json"))
+STUDIES = sorted(path.stem for path in (KEPT / "learning").glob("*.json"))
 ESTIMATE = re.compile(r"[-+]?\d+\.\d+ \[[-+]?\d+\.\d+, [-+]?\d+\.\d+\]")
 
 
@@ -50,7 +53,7 @@ def test_results_are_of_the_protocol_and_of_the_entrants_that_the_suite_names(na
 def test_every_table_is_shown_once() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     shown = [match["name"] for match in results.MARK.finditer(text) if match["name"]]
-    assert set(shown) == {*EVERY, *LIVE}
+    assert set(shown) == {*EVERY, *LIVE, *(f"learning/{name}" for name in STUDIES)}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,22 @@ def attainment_of(part: Any) -> float:
     return float(part["summary"]["slo_attainment"][0])
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_figures_of_learning_are_whole_by_the_protocol_and_at_equal_steps(name: str) -> None:
+    found = kept(f"learning/{name}")
+    values = plain(compose([f"learning={name}"], "learning").values, "conf/learning.yaml")
+    study = values["learning"]
+    assert found["title"] == study["title"] and list(found["variants"]) == list(study["variants"])
+    assert (found["seeds"], found["steps"]) == (values["seeds"], values["steps"])
+    assert (found["episodes"], found["first_episode"]) == (protocol.SEEDS, protocol.FIRST_SEED)
+    for variant, part in found["variants"].items():
+        assert part["set"] == [*study["train"], *study["variants"][variant], f"agents.steps={values['steps']}"]
+        assert len(part["agent_steps"]) == len(values["seeds"])
+        assert all(0 <= steps - values["steps"] < 0.05 * values["steps"] for steps in part["agent_steps"]), "whole rollouts"
+        for point, low, high in part["summary"].values():
+            assert low <= point <= high
+
+
 def one_variant(agents: str, point: float, gap: float) -> dict[str, Any]:
     """What is kept of a variant."""
     triple, apart = [point, point - 0.01, point + 0.01], [gap, gap - 0.01, gap + 0.01]
@@ -144,14 +163,18 @@ FIGURES_OF_LEARNING = {
 }
 
 
-def test_a_table_of_trainings_has_a_row_a_variant_in_the_order_of_its_file_with_what_its_learning_took() -> None:
+def test_a_table_of_trainings_has_a_row_a_variant_in_the_order_of_its_file() -> None:
     head, _, *rows, empty, foot = results.trainings(FIGURES_OF_LEARNING).splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| `one`", "| `two`", "| `three`"] and not empty
-    assert rows[1].startswith("| `two` | 0.900 [0.890, 0.910] |") and rows[1].endswith("| 70 (60 .. 80) | 42.0 (37.5 .. 50.0) |")
-    assert head.count("|") == rows[0].count("|")
+    assert rows[1].startswith("| `two` | 0.900 [0.890, 0.910] |") and head.count("|") == rows[0].count("|")
+    assert foot == ("Some learners; 3 seeds of training with 3,000 agent-steps each, 200 episodes of every policy. `python -m it`")
+
+
+def test_a_table_of_cost_says_how_busy_the_machine_was() -> None:
+    _, _, *rows, _, foot = results.cost(FIGURES_OF_LEARNING).splitlines()
+    assert rows[1] == "| `two` | 70 (60 .. 80) | 42.0 (37.5 .. 50.0) |" and len(rows) == 3
     assert foot == (
-        "Some learners; 3 seeds of training with 3,000 agent-steps each, 200 episodes of every policy; "
-        "the machine had 2 cores and a load of 7. `python -m it`"
+        "Median, least and greatest of 3 seeds, on 2 cores, shared with other work: a load of 7 at the end. `python -m it`"
     )
 
 
