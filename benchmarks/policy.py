@@ -23,8 +23,9 @@ from agents.names import FOLDER
 from agents.policy import INPUT, OUTPUT, OnnxPolicy
 from agents.ppo import build
 from agents.provenance import source
+from agents.settings import SB3Learner
 from benchmarks.measure import ROOT, child, report, show, spread
-from benchmarks.training import NothingVec, settings_of
+from benchmarks.training import NothingVec, plan_of
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
 
@@ -96,7 +97,9 @@ def calls_of(folder: Path) -> tuple[dict[str, Callable[[np.ndarray], Any]], dict
 
 def fresh(folder: Path) -> tuple[Path, Any]:
     """Export a policy of the shipped size with random weights; returns its folder and the learner that holds the same weights."""
-    model = build(NothingVec(1), settings_of("ppo", 1), seed=0)
+    shipped = plan_of("ppo", 1).agents
+    assert isinstance(shipped, SB3Learner)
+    model = build(NothingVec(1), shipped, seed=0)
     with torch.no_grad():  # an untrained head is a hundredth of that, and so would be the differences that are looked for
         model.policy.action_net.weight.mul_(100.0)
     origin = Origin({}, {}, source(), CONTROL_S, 0, 0.0, None, "python -m benchmarks.policy", {})
