@@ -161,7 +161,7 @@ def test_help_shows_examples_groups_and_files(capsys: pytest.CaptureFixture[str]
         (["policies=[paper,centrl,zz]"], ["policies[1] there is no centrl; did you mean central?", "policies[2] there is no zz"]),
         (["policies=[paper,paper]"], ["command line: policies names paper twice"]),
         (["policies=[]"], ["command line: policies must name at least one"]),
-        (["policies=[fixed:9-0-0]"], ["levels must be 3 integers in [0, 4]"]),
+        (["policies=[fixed:9-0-0]"], ["policies[0] fixed:9-0-0 must be fixed:ACCEPT-FORWARD-COMMIT with levels in [0, 4]"]),
         (["seeds=one"], ["command line: seeds must be an integer in [2, 100000] seeds, got 'one'"]),
         (["seeds=1"], ["command line: seeds must be an integer in [2, 100000] seeds, got 1"]),
         (["sedes=3"], ["command line: sedes is not a setting; did you mean seeds?"]),
