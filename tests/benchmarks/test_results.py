@@ -16,7 +16,7 @@ from settings import plain
 
 LIVE = ("live/plays", "live/duels")
 EVERY = sorted(path.relative_to(KEPT).with_suffix("").as_posix() for path in KEPT.glob("[!l]*/*.json"))
-STUDIES = sorted(path.stem for path in (KEPT / "learning").glob("*.json"))
+STUDIES = sorted(path.stem for path in (ROOT / "conf" / "learning").glob("*.yaml"))
 ESTIMATE = re.compile(r"[-+]?\d+\.\d+ \[[-+]?\d+\.\d+, [-+]?\d+\.\d+\]")
 
 
@@ -121,7 +121,8 @@ def attainment_of(part: Any) -> float:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_figures_of_learning_are_whole_by_the_protocol_and_at_equal_steps(name: str) -> None:
-    found = kept(f"learning/{name}")
+    found = kept(f"learning/{name}")  # of every study, and nothing beside them
+    assert {path.stem for path in (KEPT / "learning").iterdir()} == set(STUDIES)
     values = plain(compose([f"learning={name}"], "learning").values, "conf/learning.yaml")
     study = values["learning"]
     assert found["title"] == study["title"] and list(found["variants"]) == list(study["variants"])
