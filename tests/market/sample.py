@@ -101,6 +101,7 @@ class Sample:
         """A draw with one peer left out."""
         banned = np.array([self.whole(COUNT)], np.int64)
         self.note(stake.draw(self.accounts, self.rows, 0, 0, COUNT, banned, 1, self.whole(3), self.u()))
+        self.note(*(stake.goal(self.nodes[k], ledger.wealth(self.accounts[k]), self.whole(30)) for k in range(COUNT)))
 
     def action(self) -> None:
         """Both kinds of intent, and a mask."""
