@@ -185,10 +185,16 @@ async def _told(client: HttpClient, urls: Sequence[str]) -> bool:
 
 
 async def _metric(client: HttpClient, url: str, name: str) -> float:
-    for line in (await _page(client, f"{url}/metrics")).splitlines():
-        if line.rpartition(" ")[0] == name:
-            return float(line.rpartition(" ")[2])
-    return 0.0  # nothing has been counted yet
+    """Read a counter.
+
+    errors   FleetError when the node has none of this family; a labelled one appears with its first count, and is 0 before
+    """
+    page = await _page(client, f"{url}/metrics")
+    family = name.partition("{")[0]
+    if f"# TYPE {family} counter\n" not in page:
+        raise FleetError(f"{url}/metrics: has no counter {family}; its name is in live_bridge/metrics.py")
+    found = [line for line in page.splitlines() if line.rpartition(" ")[0] == name]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
 async def _page(client: HttpClient, url: str) -> str:
