@@ -4,7 +4,6 @@ Knows rounds and statistics; plays nothing. The file depends on the rounds alone
 """
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from agents import protocol, statistics
-from agents.publish import write_whole
+from agents.publish import write_results
 from agents.scores import REFERENCES, Array, Evaluation, Played, rounded
 
 SEATS = ("reward", "earned", "executed", "executed_tokens", "slo_attainment", "latency_s_mean", "stake")
@@ -95,11 +94,8 @@ def _bin(column: Array) -> float | None:
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a file of results in one move; a list of numbers stands on one line."""
-    text = json.dumps({"kind": RESULT_KIND, "protocol": protocol.VERSION, **found}, indent=1, allow_nan=False)
-    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, f"{text}\n".encode())
+    """Write a file of results in one move."""
+    write_results(path, {"kind": RESULT_KIND, "protocol": protocol.VERSION, **found})
 
 
 def read(path: Path) -> dict[str, Any]:

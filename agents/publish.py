@@ -1,12 +1,15 @@
 """Files and folders that appear under their name whole or not at all, whenever the process is killed. Knows nothing of content."""
 
 import ctypes
+import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -41,6 +44,14 @@ def write_whole(path: Path, content: bytes) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_results(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as JSON that people can read and compare, in one move: a list of plain values stands on one line."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, f"{text}\n".encode())
 
 
 def write_synced(path: Path, content: bytes) -> None:

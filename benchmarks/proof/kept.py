@@ -1,12 +1,11 @@
 """A folder that keeps what has been done, so that a series which was cut short goes on where it stood. Knows nothing of content."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.publish import write_whole
+from agents.publish import write_results, write_whole
 from settings import SettingsError, Slip
 
 SETTINGS = "settings.json"
@@ -60,11 +59,8 @@ def _lines(content: Mapping[str, Any]) -> bytes:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of results in one move; a list of plain values stands on one line."""
-    text = json.dumps({"kind": KIND, "format": FORMAT, **content}, indent=1, allow_nan=False)
-    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, f"{text}\n".encode())
+    """Write a file of results in one move."""
+    write_results(path, {"kind": KIND, "format": FORMAT, **content})
 
 
 def read(path: Path) -> dict[str, Any]:
