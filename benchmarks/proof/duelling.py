@@ -1,10 +1,8 @@
 """The part `duels` as a command: engines, the contests, and the file that they are written to."""
 
 import argparse
-import asyncio
 import math
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,7 +16,7 @@ from benchmarks.proof import engines
 from benchmarks.proof.duels import ROLES, Contest, contest
 from benchmarks.proof.kept import Kept, write
 from benchmarks.proof.playing import KEEP, RESULTS
-from live_bridge.fleet import on_signals
+from benchmarks.proof.terminal import say, unless_stopped
 from live_bridge.http.client import Client
 from settings import SettingsError, Slip
 
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace, out: Path | None) -> int:
     folder = args.keep or KEEP / ("quick-duels" if args.quick else "duels")
     settings = {"contests": [one._asdict() for one in held], "lemon": f"{BITS} bits a weight", "serving": list(SERVING)}
     kept = Kept(folder, settings)
-    records, engine = uvloop.run(_held(held, kept, folder, args))
+    records, engine = uvloop.run(unless_stopped(_held(held, kept, folder, args)))
     found: dict[str, Any] = {"part": "duels", "command": "python -m benchmarks.proof duels"}
     found |= {**engine, **settings}
     found |= {"summary": {record["contest"]["name"]: summarise(record) for record in records}, "records": records}
@@ -82,19 +80,6 @@ def run(args: argparse.Namespace, out: Path | None) -> int:
 async def _held(
     held: Sequence[Contest], kept: Kept, folder: Path, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Hold what is left, and end all of it on Ctrl-C; returns all records, and what the engines are."""
-    task = asyncio.current_task()
-    assert task is not None
-    on_signals(task.cancel, task.cancel)
-    try:
-        return await _before_engines(held, kept, folder, args)
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-
-
-async def _before_engines(
-    held: Sequence[Contest], kept: Kept, folder: Path, args: argparse.Namespace
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Start engines where any contest is left to be held, and hold it."""
     left = [one for one in held if kept.find(one.name) is None]
     engine = kept.find("engine") or {"engine": "emulated", "source": source()._asdict()}
@@ -105,17 +90,17 @@ async def _before_engines(
             client = Client()
             stack.push_async_callback(client.close)
             models = [HONEST, LEMON, JUDGE]
-            honest, lemon, judge = await stack.enter_async_context(engines.serving(models, args.interpreter, folder, client, _say))
+            honest, lemon, judge = await stack.enter_async_context(engines.serving(models, args.interpreter, folder, client, say))
             engine |= {"engine": await engines.version(client, honest)}
             # the users' node executes nothing: it may share the judge's engine
             backends = [{"kind": "vllm", "url": url, "stale_s": 30} for url in (judge, honest, lemon, judge)]
             profiles = [PROFILE] * len(ROLES)
         kept.put("engine", engine)
         for one in left:
-            _say(f"{one.name}: {one.seconds:g} s of duels")
-            record = await contest(one, backends, profiles, home / one.name, _say)
+            say(f"{one.name}: {one.seconds:g} s of duels")
+            record = await contest(one, backends, profiles, home / one.name, say)
             kept.put(one.name, record)
-            _say(f"{one.name}: {record['duels']}, won by {_wins(record)}")
+            say(f"{one.name}: {record['duels']}, won by {_wins(record)}")
     found = [kept.find(one.name) for one in held]
     return [record for record in found if record is not None], engine
 
@@ -160,7 +145,3 @@ def wilson(wins: int, count: int) -> list[float]:
     middle = (share + Z * Z / (2 * count)) / (1.0 + Z * Z / count)
     half = Z * math.sqrt(share * (1.0 - share) / count + Z * Z / (4 * count * count)) / (1.0 + Z * Z / count)
     return [round(value, 5) for value in (share, max(middle - half, 0.0), min(middle + half, 1.0))]
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

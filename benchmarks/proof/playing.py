@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from agents.provenance import source
-from benchmarks.measure import ROOT, report, show
+from benchmarks.measure import ROOT, cell, report, show
 from benchmarks.proof import engines
 from benchmarks.proof.kept import Kept, write
 from benchmarks.proof.plays import Plan, Turn, play_all, rehearsed, turns
 from benchmarks.proof.summary import drift, summarise
+from benchmarks.proof.terminal import say, unless_stopped
 from live_bridge import check
 from live_bridge.fleet import on_signals
 from live_bridge.http.client import Client
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace, out: Path | None) -> int:
     plan = plan_of(args)
     folder: Path = args.keep or KEEP / ("quick-plays" if args.quick else "plays")
     kept = Kept(folder, _settings(plan))
-    plays, engine = uvloop.run(_played(plan, kept, folder, args.interpreter))
+    plays, engine = uvloop.run(unless_stopped(_played(plan, kept, folder, args.interpreter)))
     found: dict[str, Any] = {"part": "plays", "command": "python -m benchmarks.proof plays"}
     found |= {**engine, **_settings(plan), "step_ms": drift(plays)}
     found |= {"summary": summarise(plays, LEARNED), "plays": plays}
@@ -114,17 +115,6 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 
 async def _played(plan: Plan, kept: Kept, folder: Path, interpreter: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Play what is left, and end all of it on Ctrl-C; returns all plays, and what the engines are."""
-    task = asyncio.current_task()
-    assert task is not None
-    on_signals(task.cancel, task.cancel)
-    try:
-        return await _before_engines(plan, kept, folder, interpreter)
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-
-
-async def _before_engines(plan: Plan, kept: Kept, folder: Path, interpreter: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Start engines where any play is left to be played, and play."""
     order = turns(plan)
     left = [turn for turn in order if kept.find(turn.name) is None]
@@ -139,10 +129,10 @@ async def _before_engines(plan: Plan, kept: Kept, folder: Path, interpreter: Pat
         if left and plan.backend != "emulated":
             client = Client()
             stack.push_async_callback(client.close)
-            urls = await stack.enter_async_context(engines.serving(MODELS, interpreter, folder, client, progress.say))
+            urls = await stack.enter_async_context(engines.serving(MODELS, interpreter, folder, client, say))
             engine |= {"engine": await engines.version(client, urls[0])}
             for _ in range(2):
-                progress.say(f"an iteration takes {await engines.pace_ms(client, urls)} ms")
+                say(f"an iteration takes {await engines.pace_ms(client, urls)} ms")
         kept.put("engine", engine)
         plays = await play_all(plan, urls, episodes, kept, progress.done, check.play)
     return plays, engine
@@ -174,11 +164,7 @@ class Progress:
 
     def __init__(self, order: Sequence[Turn], left: int) -> None:
         self._all, self._left, self._begun_s, self._done = len(order), left, time.monotonic(), 0
-        self.say(f"{left} of {len(order)} plays are left")
-
-    def say(self, text: str) -> None:
-        """Write a line."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        say(f"{left} of {len(order)} plays are left")
 
     def done(self, turn: Turn, record: Mapping[str, Any]) -> None:
         """Write a line on a play."""
@@ -190,7 +176,7 @@ class Progress:
             rest = f", {(time.monotonic() - self._begun_s) / (self._done - 1) * (self._left - self._done) / 60:.0f} min left"
         live, place = record["live"], self._all - self._left + self._done
         busy = f"; host late by {record['late_ms_p99']:g} ms" if record["too_busy"] else ""
-        self.say(
+        say(
             f"[{place}/{self._all}] load {turn.load:g}, seed {turn.seed}, {record['policy']}: "
             f"attainment {live['slo_attainment']:.3f}, "
             f"mean latency {live['latency_s_mean']:.1f} s, {live['delegated_share']:.0%} delegated{busy}{rest}"
@@ -203,10 +189,6 @@ def _tell(summary: Mapping[str, Any]) -> None:
     for where in summary["loads"]:
         for name in summary["policies"]:
             part = summary["estimates"][where][name]
-            cells = [_cell(part[key]) for key in ("slo_attainment", "latency_s_mean", "latency_s_p99", "delegated_share")]
+            cells = [cell(part[key], ".3g") for key in ("slo_attainment", "latency_s_mean", "latency_s_p99", "delegated_share")]
             rows.append([f"load {where}: {name}", *cells])
     show("what users got", ("policy", "SLO attainment", "mean latency, s", "p99, s", "delegated"), rows)
-
-
-def _cell(triple: Sequence[float]) -> str:
-    return f"{triple[0]:.3g} [{triple[1]:.3g}, {triple[2]:.3g}]"

@@ -5,6 +5,8 @@ import asyncio
 import itertools
 import json
 import math
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,13 @@ import numpy as np
 import pytest
 
 from benchmarks.proof import __main__ as command
-from benchmarks.proof import duelling, duels, engines, kept, playing, plays, summary
+from benchmarks.proof import duelling, duels, engines, kept, playing, plays, summary, terminal
 from benchmarks.proof.kept import Kept
 from benchmarks.proof.plays import Plan, Turn, turns
 from benchmarks.proof.questions import FORMS, SUBJECTS, question
 from live_bridge.check import LATE_MS, Play
 from live_bridge.episode import FAILED, FINISHED, Ask, Course, Episode, Place, rows
+from live_bridge.fleet import FleetError
 from live_bridge.load import Outcome, Punctuality
 from live_bridge.states import State
 from settings import SettingsError
@@ -331,3 +334,43 @@ def test_emulated_engines_are_played_and_duelled_for_real(tmp_path: Path, capsys
     assert command.main(["duels", "--quick", "--keep", str(tmp_path / "d")]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["letters"]
     assert found["decided"] > 10 and found["honest_share"][1] > 0.5 and found["money_difference"] == 0.0
+
+
+@pytest.mark.parametrize(("label", "count"), [("settled", 7.0), ("undecided", 0.0)])
+def test_a_counter_of_a_label_that_has_not_come_up_is_0(label: str, count: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page(client: Any, url: str) -> str:
+        return '# TYPE wwwserve_duels_total counter\nwwwserve_duels_total{result="settled"} 7.0\n'
+
+    monkeypatch.setattr(duels, "_page", page)
+    assert asyncio.run(duels._metric(None, "http://a", f'wwwserve_duels_total{{result="{label}"}}')) == count
+
+
+def test_a_counter_that_a_node_does_not_have_is_an_error_and_not_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page(client: Any, url: str) -> str:
+        return "# TYPE wwwserve_contests_total counter\n"
+
+    monkeypatch.setattr(duels, "_page", page)
+    with pytest.raises(FleetError, match="http://a/metrics: has no counter wwwserve_duels_total"):
+        asyncio.run(duels._metric(None, "http://a", 'wwwserve_duels_total{result="settled"}'))
+
+
+def test_work_that_is_told_to_stop_ends_whole_and_as_an_interruption() -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        finally:
+            ended.append("engines")
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(terminal.unless_stopped(work()))
+    assert ended == ["engines"]
+
+
+def test_work_that_nobody_stops_gives_what_it_found() -> None:
+    async def work() -> int:
+        return 3
+
+    assert asyncio.run(terminal.unless_stopped(work())) == 3
