@@ -22,7 +22,7 @@ def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if reason is not None:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("vllm")
-    model = make_model("random", folder / "model", "--hidden", "128", "--layers", "2")
+    model = make_model("random", folder / "model", "--hidden", "128", "--layers", "2", "--context", "32768")
     with serving(model, folder / "engine.log", ["--load-format", "dummy", "--max-num-seqs", "8"]) as url:
         yield url
 

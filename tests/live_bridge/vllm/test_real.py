@@ -115,7 +115,8 @@ def test_probabilities_of_tokens_come_through(served: str) -> None:
 def test_who_leaves_frees_the_engine(served: str, direct: str, stream: bool) -> None:
     async def leave() -> None:
         async with openai.AsyncOpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0) as client:
-            asking = client.completions.create(model="m", prompt="x", max_tokens=2000, stream=stream, extra_body=LONG)
+            # a minute and more, so that an engine that is free within seconds was told
+            asking = client.completions.create(model="m", prompt="x", max_tokens=30_000, stream=stream, extra_body=LONG)
             task = asyncio.ensure_future(asking)
             if stream:
                 got: Any = await task
