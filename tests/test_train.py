@@ -20,7 +20,7 @@ from compose import CONF, compose, compose_each, resumed
 from settings import SettingsError
 
 ROOT = Path(__file__).parents[1]
-WITHIN_S, IMPORTS_S = 1.0, 0.45
+WITHIN_S, IMPORTS_S, TRIES = 1.0, 0.45, 4
 """Longest wait for a refusal, and what importing Hydra and numba alone takes on a quiet machine."""
 SMALL = [
     "env.horizon_s=60",
@@ -111,10 +111,13 @@ SLIPS = {
 
 @pytest.mark.parametrize("words", SLIPS)
 def test_a_slip_is_refused_by_name_within_a_second(words: str, tmp_path: Path) -> None:
-    before_s = spent_s()
-    done = call(*words.split(), cwd=tmp_path)
-    took_s = spent_s() - before_s
-    assert took_s < WITHIN_S * max(1.0, slowness())
+    for _ in range(TRIES):  # what else runs can only add: one try within the bound shows that no more is needed
+        before_s = spent_s()
+        done = call(*words.split(), cwd=tmp_path)
+        if spent_s() - before_s < WITHIN_S * max(1.0, slowness()):
+            break
+    else:
+        pytest.fail(f"{TRIES} tries took longer than {WITHIN_S:g} s of the processor each")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert SLIPS[words] in line
