@@ -151,7 +151,7 @@ def unevenness() -> dict[int, float]:
     customers = [
         np.histogram(r[:, 0], edges, weights=r[:, 2] + r[:, 1] / 10)[0] for r in traces.deal("servegen-reasoning", CUSTOMERS)
     ]
-    pools = {size: [sum(pool) for pool in combinations(customers, size)] for size in range(1, CUSTOMERS + 1)}
+    pools = {size: [np.sum(pool, axis=0) for pool in combinations(customers, size)] for size in range(1, CUSTOMERS + 1)}
     return {size: float(np.mean([np.percentile(load, 99) / load.mean() for load in loads])) for size, loads in pools.items()}
 
 

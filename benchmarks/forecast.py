@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.measure import report
+from benchmarks.measure import command_line, report
 from benchmarks.serving import NODES, PROFILE, profile_of, workload
 from market import serving
 from market.rule import COMPILED, records, rule
@@ -52,6 +52,7 @@ def errors(load: str, factor: float, slots: int, count: int) -> dict[str, float]
 
 def main() -> None:
     """Print one line a case and the figures in JSON."""
+    words = command_line("forecast", __doc__, "fewer requests").parse_args()
     if not COMPILED:
         raise SystemExit("benchmarks.forecast: needs compiled rules; unset RULES")
     figures = {}
@@ -60,10 +61,10 @@ def main() -> None:
         "|---|---:|---:|---:|---:|---:|"
     )
     for load, factor, slots in CASES:
-        found = errors(load, factor, slots, 3_000)
+        found = errors(load, factor, slots, 300 if words.quick else 3_000)
         print(f"| {load} | {factor} | {slots} | {found['latency_s']:.1f} | {found['bias']:+.0%} | {found['absolute']:.0%} |")
         figures[f"{load} x {factor}, {slots} slots"] = found
-    report("forecast", {"cases": figures})
+    report("forecast", {"cases": figures}, words.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""How a benchmark times and reports: wall-clock and CPU time side by side, spreads, fresh processes, one JSON line at the end."""
+"""How a benchmark is asked, times and reports: wall-clock and CPU time side by side, spreads, fresh processes, one JSON line."""
 
+import argparse
 import json
 import os
 import re
@@ -18,6 +19,22 @@ from benchmarks.gateway.volley import cpu_s
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 110
+
+
+def command_line(name: str, about: str | None, quick: str) -> argparse.ArgumentParser:
+    """Make the command line that benchmarks share.
+
+    name    of the module below benchmarks
+    about   its docstring, whose first line is shown
+    quick   what --quick leaves out
+    """
+    command = f"python -m benchmarks.{name}"
+    example = f"examples:\n  {command} --quick\n  {command} --json /tmp/{name}.json"
+    line = (about or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(command, None, line, example, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
+    return parser
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:

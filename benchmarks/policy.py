@@ -4,14 +4,13 @@ One observation at a time, as a node asks. A freshly exported policy of the ship
 with the same weights, in turn; then the policies in policies_trained/, if there are any; then what an import brings.
 """
 
-import argparse
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnxruntime
@@ -24,7 +23,7 @@ from agents.policy import INPUT, OUTPUT, OnnxPolicy
 from agents.ppo import build
 from agents.provenance import source
 from agents.settings import SB3Learner
-from benchmarks.measure import ROOT, child, report, show, spread
+from benchmarks.measure import ROOT, child, command_line, report, show, spread
 from benchmarks.training import NothingVec, plan_of
 from market.action import MASK_SIZE
 from market.observation import OBSERVATION_SIZE
@@ -101,7 +100,7 @@ def fresh(folder: Path) -> tuple[Path, Any]:
     assert isinstance(shipped, SB3Learner)
     model = build(NothingVec(1), shipped, seed=0)
     with torch.no_grad():  # an untrained head is a hundredth of that, and so would be the differences that are looked for
-        model.policy.action_net.weight.mul_(100.0)
+        cast("torch.nn.Linear", model.policy.action_net).weight.mul_(100.0)
     origin = Origin({}, {}, source(), CONTROL_S, 0, 0.0, None, "python -m benchmarks.policy", {})
     return export(model.policy, folder / "fresh", origin), model
 
@@ -142,9 +141,7 @@ def print_latencies(title: str, found: Mapping[str, Latency]) -> None:
 
 def main() -> None:
     """Print the tables and one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.policy", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
+    parser = command_line("policy", __doc__, "fewer repeats")
     arguments = parser.parse_args()
     count, repeats = (2_000, 2) if arguments.quick else (20_000, 5)
     torch.set_num_threads(1)

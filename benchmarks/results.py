@@ -3,6 +3,7 @@
 python -m benchmarks.results     write the page's tables, and the pictures in docs/figures; `make results` is the same
 """
 
+import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -287,6 +288,7 @@ def fill(page: str) -> str:
 
 def main() -> None:
     """Write pages and pictures."""
+    argparse.ArgumentParser("python -m benchmarks.results", description=(__doc__ or "").partition("\n")[0]).parse_args()
     from benchmarks import figures
 
     for page in PAGES:

@@ -5,6 +5,7 @@ their records used again. The peer is the same engine without jumps: every itera
 in its own process.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.measure import median_s, report
+from benchmarks.measure import command_line, median_s, report
 from envs.wwwserve import lengths
 from market import serving
 from market.rule import COMPILED, fill, records, rule
@@ -96,14 +97,15 @@ def workload(load: str, count: int, seed: int) -> tuple[np.ndarray, ...]:
 def requests_per_s(load: str, count: int, jump: bool, repeats: int) -> float:
     """Measure how many requests a second `drive` serves (median of `repeats`, after one run to warm up)."""
     drawn = workload(load, count, 0)
-    columns = drawn if COMPILED else tuple(column.tolist() for column in drawn)
+    arrivals_s, prompts, outputs = drawn if COMPILED else tuple(column.tolist() for column in drawn)
     profile, engines, requests = profile_of(PROFILE), records(serving.ENGINE, NODES), records(serving.REQUEST, count)
     full = np.arange(count)[::-1]
 
     def serve() -> float:
         for engine in engines:
             serving.open_engine(engine, 0.0)
-        return drive(engines, profile, requests, full.copy() if COMPILED else full.tolist(), *columns, jump)
+        spare = full.copy() if COMPILED else full.tolist()
+        return float(drive(engines, profile, requests, spare, arrivals_s, prompts, outputs, jump))
 
     serve()
     return count / median_s(serve, repeats)
@@ -123,20 +125,24 @@ def measure(count: int, repeats: int) -> dict[str, dict[str, float]]:
 
 def elsewhere(count: int, repeats: int, **environment: str) -> Any:
     """Run `measure` in a fresh process with other environment variables."""
-    command = [sys.executable, "-m", "benchmarks.serving", str(count), str(repeats)]
+    command = [sys.executable, "-m", "benchmarks.serving", "--part", str(count), str(repeats)]
     run = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
     return json.loads(run.stdout)
 
 
 def main() -> None:
-    """Print one line a load and the figures in JSON; with two arguments (count, repeats) print the raw figures only."""
-    if len(sys.argv) == 3:
-        print(json.dumps(measure(int(sys.argv[1]), int(sys.argv[2]))))
+    """Print one line a load and the figures in JSON; a part prints its raw figures only."""
+    parser = command_line("serving", __doc__, "fewer requests and repeats")
+    parser.add_argument("--part", type=int, nargs=2, metavar=("COUNT", "REPEATS"), help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.part:
+        print(json.dumps(measure(*words.part)))
         return
+    many, few, repeats = (10_000, 500, 2) if words.quick else (100_000, 2_000, 5)
     with tempfile.TemporaryDirectory() as empty:
-        compiled = elsewhere(100_000, 5, RULES="compiled", NUMBA_CACHE_DIR=empty)
+        compiled = elsewhere(many, repeats, RULES="compiled", NUMBA_CACHE_DIR=empty)
         warm_s = elsewhere(50, 1, RULES="compiled", NUMBA_CACHE_DIR=empty)["first_call"]["s"]
-    plain = elsewhere(2_000, 3, RULES="python")
+    plain = elsewhere(few, min(repeats, 3), RULES="python")
     print(f"first call: {compiled['first_call']['s']:.1f} s cold (all rules of the engine compiled), {warm_s:.2f} s from the cache")
     print(f"{NODES} nodes ({PROFILE}), all advanced at every arrival, one core; requests/s")
     for load, (tables, rate) in LOADS.items():
@@ -145,7 +151,7 @@ def main() -> None:
                 f"{load:9} ({' + '.join(tables)}, {rate}/s a node)  {name:12}  {figures['jump']:>12,.0f}"
                 f"  one iteration at a time {figures['stepped']:>9,.0f}  ratio {figures['ratio']:.1f}"
             )
-    report("serving", {"compiled": compiled, "plain": plain, "warm_s": warm_s})
+    report("serving", {"compiled": compiled, "plain": plain, "warm_s": warm_s}, words.json)
 
 
 if __name__ == "__main__":

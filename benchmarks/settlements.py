@@ -5,7 +5,6 @@ confirmed after a commit that was synced to the disk. Side by side: the ledger, 
 transaction for each order; and the parts of the work alone, since on two processors the signatures are most of it.
 """
 
-import argparse
 import asyncio
 import hashlib
 import itertools
@@ -18,7 +17,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measure import Meter, Rate, in_turn, report, seconds, show, spread
+from benchmarks.measure import Meter, Rate, command_line, in_turn, report, seconds, show, spread
 from live_bridge.config import terms_named
 from live_bridge.identity import Identity
 from live_bridge.ledger.ledger import ALONE, LocalLedger
@@ -142,10 +141,8 @@ def measure(folder: Path, count: int, repeats: int) -> dict[str, list[Rate]]:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description="Durable settlements a second.")
-    parser.add_argument("--quick", action="store_true", help="few and small repeats")
+    parser = command_line("settlements", __doc__, "few and small repeats")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the system's folder for temporary files")
-    parser.add_argument("--json", type=Path, help="keep the last line here too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)

@@ -12,12 +12,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Meter, Rate, Spread, child, in_turn, ratios, report, resident_bytes, show, spread
+from benchmarks.measure import Meter, Rate, Spread, child, command_line, in_turn, ratios, report, resident_bytes, show, spread
 from envs.wwwserve import load
 from envs.wwwserve.batch import Batch
 from envs.wwwserve.scenario import Scenario
@@ -45,7 +45,7 @@ def default(*, every_tick: bool) -> Scenario:
 def crowd(scenario: Scenario) -> Scenario:
     """Make the same market of 64 providers, with room for as many requests and duels a provider."""
     more = CROWD // scenario.population
-    groups = tuple(replace(group, count=group.count * more) for group in scenario.providers)
+    groups = [replace(group, count=group.count * more) for group in scenario.providers]
     return replace(scenario, providers=groups, requests_max=scenario.requests_max * more, duels_max=scenario.duels_max * more)
 
 
@@ -189,7 +189,7 @@ def views(repeats: int, steps: int) -> dict[str, Any]:
         "Batch, 64 networks": runner(scenario, NETWORKS, "typical", 50 * steps),
         "ParallelEnv": lambda: market_view(steps),
         "AEC": lambda: turn_view(steps),
-        **{name: (lambda peer=peer: peer(max(1, steps // 10))) for name, peer in peers.items()},
+        **{name: partial(peer, max(1, steps // 10)) for name, peer in peers.items()},
     }
     found = in_turn(runs, repeats)
     names = list(peers)
@@ -255,9 +255,7 @@ def part_of(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Print the tables and one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter repeats")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
+    parser = command_line("simulator", __doc__, "fewer and shorter repeats")
     parser.add_argument("--part", choices=("first", "memory", "rate"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:

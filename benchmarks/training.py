@@ -5,7 +5,6 @@ nothing. Our own learners in pairs with PPO, each at its own settings and pace.
 Then `train.py` in fresh processes: time to its first line of metrics, and the most memory that it holds.
 """
 
-import argparse
 import io
 import os
 import subprocess
@@ -27,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.ppo import build
 from agents.settings import Learner, SB3Learner
 from agents.tracking import CsvTracker, NoTracker, Tracker
-from benchmarks.measure import ROOT, Rate, Spread, child, in_turn, ratios, report, show, spread
+from benchmarks.measure import ROOT, Rate, Spread, child, command_line, in_turn, ratios, report, show, spread
 from compose import compose
 from envs.wwwserve.batch import Batch
 from envs.wwwserve.spaces import observation_box
@@ -157,7 +156,7 @@ def ceiling(plan: Plan) -> Rate:
     model.set_env(env)
     model.set_logger(Logger(folder=None, output_formats=[]))
     stamps = Stamps(NoTracker())
-    model.learn(settings.steps, callback=Ends(stamps), log_interval=None)
+    model.learn(settings.steps, callback=Ends(stamps), log_interval=None)  # type: ignore[arg-type]
     return stamps.rate(rows_of(plan))
 
 
@@ -274,9 +273,7 @@ def whole_runs(repeats: int, *more: str) -> dict[str, Any]:
 
 def main() -> None:
     """Print the tables and one JSON line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter repeats")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
+    parser = command_line("training", __doc__, "fewer and shorter repeats")
     arguments = parser.parse_args()
     iterations, repeats, starts = (3, 3, 1) if arguments.quick else (6, 7, 3)
     learners = {name: pairs(name, iterations, repeats) for name in SB3}

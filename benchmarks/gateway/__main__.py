@@ -5,18 +5,16 @@ package vllm-router (in an environment of its own). Server on one core; engine a
 CPU time a request is the figure to compare by: rates swing with whatever else the machine does.
 """
 
-import argparse
 import contextlib
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway.servers import NAMES, Missing, Running, cores, engine, server
-from benchmarks.measure import ROOT, report, show
+from benchmarks.measure import ROOT, command_line, report, show
 
 CONNECTIONS = (1, 32, 256)
 STREAMS = 128
@@ -101,10 +99,8 @@ def tables(found: Mapping[str, Figures], servers: Mapping[str, Running]) -> None
 
 def main() -> None:
     """Print the tables and one line of JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one repeat of a second each")
+    parser = command_line("gateway", __doc__, "one repeat of a second each")
     parser.add_argument("--cells", default=",".join(NAMES), help=f"rows, of {', '.join(NAMES)}")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="keep the last line here too")
     words = parser.parse_args()
     names = words.cells.split(",")
     unknown = sorted(set(names) - set(NAMES))

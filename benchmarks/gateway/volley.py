@@ -121,8 +121,9 @@ def check() -> None:
 async def connect(url: str, count: int, request: bytes, whole: Callable[[Asker, float], None]) -> list[Asker]:
     """Open connections."""
     place = urlsplit(url)
+    to = str(place.hostname), place.port or 80
     loop = asyncio.get_running_loop()
-    opened = [await loop.create_connection(lambda: Asker(request, whole), place.hostname, place.port) for _ in range(count)]
+    opened = [await loop.create_connection(lambda: Asker(request, whole), *to) for _ in range(count)]
     return [protocol for _, protocol in opened]
 
 

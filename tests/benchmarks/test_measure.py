@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,3 +64,14 @@ def test_the_last_line_is_kept_where_it_is_asked_for(tmp_path: Path, capsys: pyt
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last)["a"] == [1.0, 0.5, 2.0]
     assert (tmp_path / "x.json").read_text() == last + "\n"
+
+
+@pytest.mark.parametrize("name", ["forecast", "gateway", "policy", "serving", "settlements", "simulator", "training"])
+def test_every_timed_benchmark_says_how_it_is_asked_and_takes_nothing_else(name: str) -> None:
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", f"benchmarks.{name}", *words]
+        return subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True, check=False)
+
+    told, refused = run("--help"), run("--quik")
+    assert told.returncode == 0 and f"python -m benchmarks.{name} --quick" in told.stdout and "--json PATH" in told.stdout
+    assert refused.returncode == 2 and "unrecognized arguments: --quik" in refused.stderr and refused.stdout == ""
