@@ -23,6 +23,9 @@ STOP_S = 20.0
 """s on the wall that a node has to stop before it is killed."""
 NODE_WORD = "node."
 """Begins a setting that is for the nodes; all others are for the scenario."""
+BESIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+"""For engines that share this machine. Without it, vLLM on CPUs gives each a worker process, which waits for its engine in a loop,
+and threads on every core (vllm/platforms/cpu.py). On a GPU the model needs neither."""
 SCHEDULERS = ("central", "paper_central")
 
 
@@ -159,7 +162,7 @@ def members(stage: Stage, episode: Episode, policy: str, folder: Path) -> list[M
         }
         for key, value in stage.spoken.items():
             _put(values, key.split("."), value)
-        out.append(node(f"node-{i}", home, ports[i], values, _environment(stage, i)))
+        out.append(node(f"node-{i}", home, ports[i], values, BESIDE if stage.launch else {}))
     return out
 
 
@@ -169,11 +172,6 @@ def _backend(stage: Stage, i: int, port: int) -> dict[str, Any]:
     if stage.launch:
         return {"kind": stage.backend, "url": f"http://127.0.0.1:{port}", "launch": stage.launch}
     return {"kind": stage.backend}
-
-
-def _environment(stage: Stage, i: int) -> dict[str, str]:
-    """A core of its own for each engine on CPUs: without a word they all take the first one. Others ignore it."""
-    return {"VLLM_CPU_OMP_THREADS_BIND": str(i)} if stage.launch else {}
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
