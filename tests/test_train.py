@@ -1,5 +1,6 @@
 """The command line does what it says, refuses every slip by name within a second, and the whole loop runs from Python."""
 
+import math
 import os
 import re
 import resource
@@ -111,13 +112,14 @@ SLIPS = {
 
 @pytest.mark.parametrize("words", SLIPS)
 def test_a_slip_is_refused_by_name_within_a_second(words: str, tmp_path: Path) -> None:
-    for _ in range(TRIES):  # what else runs can only add: one try within the bound shows that no more is needed
+    took_s, slow = math.inf, math.inf
+    for _ in range(TRIES):  # what else runs can only add to either: the least is what the program and the machine need
         before_s = spent_s()
         done = call(*words.split(), cwd=tmp_path)
-        if spent_s() - before_s < WITHIN_S * max(1.0, slowness()):
+        took_s, slow = min(took_s, spent_s() - before_s), min(slow, slowness())
+        if took_s < WITHIN_S * max(1.0, slow):
             break
-    else:
-        pytest.fail(f"{TRIES} tries took longer than {WITHIN_S:g} s of the processor each")
+    assert took_s < WITHIN_S * max(1.0, slow)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert SLIPS[words] in line
