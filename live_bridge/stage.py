@@ -23,9 +23,9 @@ STOP_S = 20.0
 """s on the wall that a node has to stop before it is killed."""
 NODE_WORD = "node."
 """Begins a setting that is for the nodes; all others are for the scenario."""
-BESIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-"""For engines that share this machine. Without it, vLLM on CPUs gives each a worker process, which waits for its engine in a loop,
-and threads on every core (vllm/platforms/cpu.py). On a GPU the model needs neither."""
+BESIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""For engines that share this machine: without it, vLLM on CPUs gives each a worker process, and the two wait for each other in
+loops (vllm/platforms/cpu.py). A node has one thread, and so has what it launches."""
 SCHEDULERS = ("central", "paper_central")
 
 

@@ -38,7 +38,7 @@ ENVIRONMENT = {
 """Nothing is fetched, told to anybody, or compiled; 1 GB of memory for the KV cache, of which a model may take less. And no worker
 process beside the engine's own: the two would wait for each other in loops, which takes a core from everybody else
 (vllm/platforms/cpu.py makes one of `uni` unless V1 multiprocessing is off)."""
-COMMON = ("--served-model-name", NAME, "--enforce-eager", "--distributed-executor-backend", "uni")
+COMMON = ("--served-model-name", NAME, "--enforce-eager")
 
 
 class Model(NamedTuple):

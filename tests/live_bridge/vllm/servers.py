@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.proof.engines import COMMON, ENVIRONMENT
 from live_bridge.backends.launch import Launched, command
 from live_bridge.http.client import Client
 
@@ -16,18 +17,6 @@ ROOT = Path(__file__).parents[3]
 PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 NEEDED_GB = 4.0
 PATIENCE_S = 300.0
-CALM = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_NUM_THREADS": "1",
-}
-"""Nothing is fetched, told to anybody, or compiled (the first logprobs would take a minute); 1 GB of KV cache, one core; the
-engine is forked, which is ready sooner, and has no worker process: the two would wait for each other in loops, and on two cores
-a process that only wants to read /metrics can then wait for seconds."""
 
 
 def reason_to_skip() -> str | None:
@@ -58,10 +47,9 @@ def make_model(kind: str, folder: Path, *words: str) -> Path:
 def serving(model: Path, log: Path, words: Sequence[str] = ()) -> Iterator[str]:
     """Serve `model` under the name "m"; gives the URL."""
     url = f"http://127.0.0.1:{free_port()}"
-    calm = ["--enforce-eager", "--distributed-executor-backend", "uni"]
-    argv = ["nice", "-n", "5", *command(str(PYTHON), str(model), url, ["--served-model-name", "m", *calm, *words])]
+    argv = ["nice", "-n", "5", *command(str(PYTHON), str(model), url, [*COMMON, *words])]
     with asyncio.Runner() as runner:
-        client, engine = Client(), Launched(argv, url, log, CALM)
+        client, engine = Client(), Launched(argv, url, log, ENVIRONMENT)
         runner.run(engine.start())
         try:
             runner.run(engine.ready(client, PATIENCE_S, lambda text: sys.stderr.write(text + "\n")))
